@@ -1,0 +1,339 @@
+"""The equation: L = perplexity(T) · f(D) · f(A) · f(H).
+
+A :class:`Factor` is one f, a :class:`Formula` the three of them, and ``Formula.score`` turns
+:class:`Measurements` into a :class:`Score`. All of it is pure and frozen, and knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .measurements import Measurements, check_measure, exp
+
+# These stay the same while a run goes on; everything else grows with it.
+_OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
+
+DEFAULT_WEIGHT = 0.025
+"""Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice of both
+must buy 1 - 2^-0.05 = 3.4 % lower perplexity, the compute-optimal rate of a model of about 12B
+parameters (from the law in Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102)."""
+
+PLANNED_MFU = 0.4
+"""Utilisation at which the default formula's machine time charges nothing. Large runs report 0.3 to
+0.5 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, table 3)."""
+
+FLOPS_PER_PARAMETER = 6
+"""Training FLOP per parameter and token: 2 forward, 4 backward (Kaplan et al. 2020,
+https://arxiv.org/abs/2001.08361, section 2.1)."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor: f(x; w, c) = ((c + x) / (c + 1)) ^ (w · (1 + c)), with x = measure / reference.
+
+    ========= =================================================================================
+    x         the measure in units of ``reference``; f(1) = 1, below it f < 1, above it f > 1
+    w         ``weight``: d ln f / d ln x at the reference. "Doubling x must buy about
+              1 - 2^-w lower perplexity." 0 switches the factor off
+    c         softness at small x. 0 is the plain power x^w of MnasNet (Tan et al. 2019,
+              https://arxiv.org/abs/1807.11626); 1 keeps f from going to 0 as x does, so that the
+              first validation of a run is not its best merely because little was spent
+    ========= =================================================================================
+
+    Args:
+        measure: name of a measure, such as ``"tokens"``.
+        reference: the amount at which the factor charges nothing, in the measure's unit, > 0.
+        weight: w >= 0.
+        c: >= 0. Default: 1 for what grows during a run, 0 for what is fixed by the model.
+
+    Raises:
+        ValueError: for an unknown measure, a reference <= 0, a negative weight or c, NaN, infinity.
+
+    >>> f = Factor("tokens", reference=1e9, weight=0.1)
+    >>> f.f(1.0), round(f.f(2.0), 4)
+    (1.0, 1.0845)
+    """
+
+    measure: str
+    reference: float
+    weight: float = DEFAULT_WEIGHT
+    c: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_measure(self.measure)
+        except ValueError as error:
+            raise ValueError(f"Factor.measure: {error}") from None
+        if self.c is None:
+            object.__setattr__(self, "c", 0.0 if self.measure in _OF_THE_MODEL else 1.0)
+        for name, least in (("reference", "> 0"), ("weight", ">= 0"), ("c", ">= 0")):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if (
+                not number
+                or not math.isfinite(value)
+                or value < 0
+                or (least == "> 0" and value == 0)
+            ):
+                raise ValueError(
+                    f"Factor.{name} of {self.measure!r}: expected a finite number {least}, "
+                    f"got {value!r}."
+                )
+            object.__setattr__(self, name, float(value))
+
+    def ln_f(self, x: float) -> float:
+        """ln f at x = measure / reference >= 0; -inf where f is 0."""
+        assert self.c is not None
+        if self.weight == 0:
+            return 0.0
+        if self.c + x == 0:
+            return -math.inf
+        step = (x - 1) / (self.c + 1)
+        # log1p is exact near the reference and for large c, log where x is tiny.
+        ln = math.log1p(step) if step > -0.5 else math.log((self.c + x) / (self.c + 1))
+        return self.weight * (1 + self.c) * ln
+
+    def f(self, x: float) -> float:
+        """f at x = measure / reference >= 0."""
+        return exp(self.ln_f(x))
+
+    def __call__(self, measurements: Measurements) -> float | None:
+        """f of what was measured, None if the measure is missing."""
+        value = measurements.get(self.measure)
+        if self.weight == 0:
+            return 1.0
+        return None if value is None else self.f(value / self.reference)
+
+
+AnyFactor: TypeAlias = Factor | float | Callable[[Measurements], float]
+"""A :class:`Factor`, a constant > 0, or a function of the measurements to a number > 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """L and its parts. ``None``: a measure that the formula needs is missing (see ``missing``)."""
+
+    perplexity: float | None
+    f_D: float | None
+    f_A: float | None
+    f_H: float | None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def L(self) -> float | None:
+        """The cost-adjusted perplexity; lower is better."""
+        T, D, A, H = self.perplexity, self.f_D, self.f_A, self.f_H
+        if T is None or D is None or A is None or H is None:
+            return None
+        return T * D * A * H
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """L = perplexity(T) · f(D) · f(A) · f(H), the cost-adjusted perplexity. Lower is better.
+
+    ======= ======================================== ===============================
+    T       held-out perplexity                      ``Measurements.perplexity``
+    f(D)    charge for the data consumed             default measure: tokens
+    f(A)    charge for the size of the model         default: trainable_parameters
+    f(H)    charge for the machines occupied         default: capacity_flops [FLOP]
+    ======= ======================================== ===============================
+
+    Each of D, A and H is a :class:`Factor`, a constant, or a function of the measurements; one that
+    is left out is 1 and charges nothing. Two values of L compare only under one formula and one
+    evaluation set.
+
+    Raises:
+        ValueError: for a factor that is none of the three, or a constant that is no number > 0.
+
+    >>> score = Formula(D=0.95, A=0.90, H=0.85).score(Measurements(perplexity=20.0))
+    >>> round(score.L, 3)
+    14.535
+    """
+
+    D: AnyFactor = 1.0
+    A: AnyFactor = 1.0
+    H: AnyFactor = 1.0
+    origin: str = "given"
+    """Where the formula came from, in words, for whoever reads the record."""
+
+    def __post_init__(self) -> None:
+        for letter in "DAH":
+            factor = getattr(self, letter)
+            if isinstance(factor, (int, float)) and not isinstance(factor, bool):
+                _positive(factor, f"Formula.{letter}")
+                object.__setattr__(self, letter, float(factor))
+            elif not callable(factor):
+                raise ValueError(
+                    f"Formula.{letter}: expected a Factor, a number > 0 or a function of the "
+                    f"measurements, got {factor!r}."
+                )
+
+    def score(self, measurements: Measurements) -> Score:
+        """L and its parts from what was measured.
+
+        A perplexity of NaN or infinity makes L NaN or infinite; a missing measure makes L None.
+
+        Raises:
+            ValueError: if a factor that is a function returns anything but a finite number > 0.
+        """
+        return Score(
+            perplexity=measurements.perplexity,
+            f_D=self._factor("D", measurements),
+            f_A=self._factor("A", measurements),
+            f_H=self._factor("H", measurements),
+            missing=tuple(
+                f"{name}: {measurements.why_missing(name)}"
+                for name in ("perplexity", *self.measures)
+                if measurements.get(name) is None
+            ),
+        )
+
+    def _factor(self, letter: str, measurements: Measurements) -> float | None:
+        factor = getattr(self, letter)
+        if isinstance(factor, Factor):
+            return factor(measurements)
+        if isinstance(factor, float):
+            return factor
+        return _positive(factor(measurements), f"the function given as Formula.{letter}")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the measures that the formula charges for."""
+        factors = (self.D, self.A, self.H)
+        return tuple(f.measure for f in factors if isinstance(f, Factor) and f.weight > 0)
+
+    @classmethod
+    def for_plan(cls, *, parameters: int, tokens: float | None = None) -> Formula:
+        """The default formula of a run: at the end of its plan L is the perplexity.
+
+        With every parameter trained and the machine at 40 % of its peak, that is; cheaper runs
+        score below their perplexity and dearer ones above.
+
+        Args:
+            parameters: all parameters of the model, trainable or not.
+            tokens: what the run is set to process. None (no finite plan): the compute-optimal
+                number for the model's size, see :func:`compute_optimal_tokens`.
+        """
+        origin = f"the run's own plan of {tokens:.4g} tokens" if tokens else ""
+        if not tokens:
+            tokens = compute_optimal_tokens(parameters)
+            origin = f"no finite plan: the compute-optimal {tokens:.4g} tokens"
+        return cls(
+            D=Factor("tokens", tokens),
+            A=Factor("trainable_parameters", parameters),
+            H=Factor("capacity_flops", FLOPS_PER_PARAMETER * parameters * tokens / PLANNED_MFU),
+            origin=origin,
+        )
+
+    # ------------------------------------------------------------------ JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        """The formula as JSON types. A function is written as its name and cannot be read back."""
+        factors = {letter: _factor_to_json(getattr(self, letter)) for letter in "DAH"}
+        return {"lscore_formula": 1, "origin": self.origin, **factors}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Formula:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: if ``data`` is not such a dictionary, or a factor in it was a function.
+        """
+        if not isinstance(data, Mapping) or data.get("lscore_formula") != 1:
+            raise ValueError(
+                f'expected a formula ({{"lscore_formula": 1, "D": ...}}), got {_short(data)}.'
+            )
+        unknown = set(data) - {"lscore_formula", "origin", "D", "A", "H"}
+        if unknown:
+            raise ValueError(
+                f"expected D, A, H and origin in a formula, got {_short(unknown)} too."
+            )
+        factors = {x: _factor_from_json(x, data[x]) for x in "DAH" if x in data}
+        return cls(origin=str(data.get("origin", "given")), **factors)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the formula to a JSON file, whole or not at all.
+
+        Raises:
+            ValueError: if a factor is a function, which a file cannot hold.
+        """
+        Formula.from_dict(self.to_dict())  # refuses functions before anything is touched
+        beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=2)
+            file.write("\n")
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Formula:
+        """Reads a formula from a JSON file.
+
+        Raises:
+            ValueError: if the file does not hold a formula; the message names the file.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls.from_dict(json.load(file))
+        except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def compute_optimal_tokens(parameters: float) -> float:
+    """Training tokens D* at which more data and more parameters buy equally much.
+
+    Solves beta·B·D^-beta = alpha·A·N^-alpha, the optimum at fixed compute of the law
+    loss = E + A/N^alpha + B/D^beta, with the constants that Besiroglu et al. 2024
+    (https://arxiv.org/abs/2404.10102) fitted to the Chinchilla runs.
+
+    >>> f"{compute_optimal_tokens(1e9):.1e}"
+    '2.3e+10'
+    """
+    A, B, alpha, beta = 482.01, 2085.43, 0.3478, 0.3658
+    return float((beta * B / (alpha * A) * max(parameters, 1) ** alpha) ** (1 / beta))
+
+
+def _positive(value: Any, what: str) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{what}: expected a finite number > 0, got {value!r}.")
+    return float(value)
+
+
+def _factor_to_json(factor: AnyFactor) -> Any:
+    if isinstance(factor, Factor):
+        return {
+            "measure": factor.measure,
+            "reference": factor.reference,
+            "weight": factor.weight,
+            "c": factor.c,
+        }
+    if isinstance(factor, float):
+        return factor
+    name = getattr(factor, "__qualname__", type(factor).__qualname__)
+    return {"function": f"{getattr(factor, '__module__', '?')}.{name}"}
+
+
+def _factor_from_json(letter: str, data: Any) -> Any:
+    if isinstance(data, Mapping) and set(data) == {"function"}:
+        raise ValueError(
+            f"{letter} of this formula is the function {_short(data['function'])}, which no file "
+            "can hold. Build the formula in Python, where the function is."
+        )
+    if not isinstance(data, Mapping):
+        return data  # a constant: Formula checks it
+    if not {"measure", "reference", "weight"} <= set(data) <= {*Factor.__dataclass_fields__}:
+        raise ValueError(
+            f"{letter} of a formula: expected measure, reference, weight and c, got {_short(data)}."
+        )
+    return Factor(**data)
+
+
+def _short(data: Any) -> str:
+    text = repr(data)
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,0 +1,141 @@
+"""What was measured at one validation: one frozen record that every later stage reads.
+
+``None`` means "not measured" and is never replaced by 0; ``provenance`` says, for each measure,
+how it was obtained or why it is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _measure(unit: str, meaning: str, *, may_be_infinite: bool = False) -> Any:
+    return field(
+        default=None,
+        metadata={"unit": unit, "meaning": meaning, "may_be_infinite": may_be_infinite},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What one validation measured. Every field is optional; units are in the names.
+
+    ``perplexity`` and ``nll`` (ln perplexity) determine each other, so either is enough; both are
+    kept because exp(nll) overflows beyond 709 nats a token. They alone may be NaN or infinite.
+
+    Counts of spending (tokens, steps, hours, FLOP, energy) cover the training since the run's
+    first step, over all ranks and across resumes, without validation.
+
+    Raises:
+        ValueError: if a value is negative, or not finite where it must be.
+
+    >>> round(Measurements(nll=3.0).perplexity, 3)
+    20.086
+    """
+
+    perplexity: float | None = _measure(
+        "", "held-out perplexity, exp(sum of NLL / counted tokens)", may_be_infinite=True
+    )
+    nll: float | None = _measure(
+        "nats/token", "mean negative log-likelihood of a held-out token", may_be_infinite=True
+    )
+    validation_tokens: int | None = _measure("tokens", "held-out tokens that were counted")
+    bits_per_byte: float | None = _measure("bits/byte", "held-out NLL per byte of text")
+
+    tokens: int | None = _measure("tokens", "training tokens that the model was fed")
+    samples: int | None = _measure("samples", "training sequences that the model was fed")
+    steps: int | None = _measure("steps", "optimiser steps")
+    epochs: float | None = _measure("epochs", "passes over the training set")
+    model_flops: float | None = _measure("FLOP", "arithmetic that the model needs for its tokens")
+
+    trainable_parameters: int | None = _measure("parameters", "parameters with a gradient")
+    total_parameters: int | None = _measure("parameters", "all parameters, tied ones once")
+    flops_per_token: float | None = _measure("FLOP/token", "arithmetic of one training token")
+
+    train_hours: float | None = _measure("h", "wall time of training, without validation")
+    device_hours: float | None = _measure("h", "training time, summed over the devices")
+    capacity_flops: float | None = _measure(
+        "FLOP", "what the occupied devices could have computed at their dense peak"
+    )
+    tokens_per_second: float | None = _measure("tokens/s", "training tokens a second of training")
+    mfu: float | None = _measure("", "model FLOPs utilisation: model_flops / capacity_flops")
+    gpu_busy_fraction: float | None = _measure(
+        "", "share of the training time in which the device (GPU, or the CPU's cores) was busy"
+    )
+    gpu_memory_peak_gib: float | None = _measure("GiB", "largest memory in use on one device")
+    power_watts: float | None = _measure("W", "mean power of the devices together, in training")
+    energy_kwh: float | None = _measure("kWh", "energy of the devices, in training")
+    elasticity: float | None = _measure(
+        "", "d ln T / d ln spent since the last validation: what 1 % more spending bought, in %"
+    )
+
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Measure -> "measured: how", "estimated: how" or "unavailable: why"."""
+
+    def __post_init__(self) -> None:
+        for name, spec in MEASURES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ValueError(
+                    f"Measurements.{name}: expected a number or None, got {value!r}. "
+                    "Leave out what was not measured."
+                )
+            finite = math.isfinite(value) or spec["may_be_infinite"]
+            # An NLL is >= 0 up to rounding; an elasticity is negative where spending helps.
+            if not finite or (value < 0 and name not in ("nll", "elasticity")):
+                raise ValueError(
+                    f"Measurements.{name}: expected a finite number >= 0, got {value!r}. "
+                    "Leave out what was not measured."
+                )
+        if self.perplexity is None and self.nll is not None:
+            object.__setattr__(self, "perplexity", exp(self.nll))
+        elif self.nll is None and self.perplexity is not None:
+            nll = math.log(self.perplexity) if self.perplexity > 0 else -math.inf
+            object.__setattr__(self, "nll", nll)
+
+    def get(self, measure: str) -> float | None:
+        """The value of a measure by name, None when it was not measured.
+
+        Raises:
+            ValueError: if no measure has this name.
+        """
+        check_measure(measure)
+        value: float | None = getattr(self, measure)
+        return value
+
+    def measured(self) -> dict[str, float]:
+        """The measures that have a value, by name."""
+        return {name: v for name in MEASURES if (v := getattr(self, name)) is not None}
+
+    def why_missing(self, measure: str) -> str:
+        """Why a measure has no value, in words."""
+        return self.provenance.get(measure, "unavailable: nobody measured it")
+
+
+MEASURES: dict[str, Mapping[str, Any]] = {
+    f.name: f.metadata for f in fields(Measurements) if "unit" in f.metadata
+}
+"""Every measure by name, with its unit and meaning."""
+
+
+def check_measure(name: str) -> None:
+    """Raises ValueError unless ``name`` is a measure."""
+    if name not in MEASURES:
+        import difflib
+
+        close = difflib.get_close_matches(str(name), MEASURES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"expected a measure ({', '.join(MEASURES)}), got {name!r}.{hint}")
+
+
+def exp(nll: float) -> float:
+    """e to the power ``nll``; infinite where a float cannot hold it (math.exp raises there)."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
