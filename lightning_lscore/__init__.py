@@ -1,0 +1,41 @@
+"""Cost-adjusted perplexity for PyTorch Lightning: L = perplexity(T) · f(D) · f(A) · f(H)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .formula import Factor, Formula, Score
+from .measurements import Measurements
+from .records import Record, read_records
+
+if TYPE_CHECKING:
+    from .callback import LScore
+    from .perplexity import Perplexity
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Factor",
+    "Formula",
+    "LScore",
+    "Measurements",
+    "Perplexity",
+    "Record",
+    "Score",
+    "read_records",
+]
+
+# These need torch, which takes seconds to import; whoever only reads records should not wait.
+_LAZY = {"LScore": "callback", "Perplexity": "perplexity"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,454 @@
+"""The Lightning callback: it listens to the Trainer and wires the other parts together."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .capture import Capture
+from .devices import find_devices
+from .formula import Formula
+from .padding import repeated_samples
+from .parameters import ParameterCount, count_parameters
+from .perplexity import Perplexity
+from .records import RECORD_FILE, Record, append_record
+from .run import Evaluation, Run, measure
+from .session import Session
+from .spending import Spending
+
+LOGGED = (
+    "tokens",
+    "tokens_per_second",
+    "trainable_parameters",
+    "total_parameters",
+    "train_hours",
+    "device_hours",
+    "capacity_flops",
+    "model_flops",
+    "mfu",
+    "gpu_busy_fraction",
+    "gpu_memory_peak_gib",
+    "power_watts",
+    "energy_kwh",
+    "bits_per_byte",
+    "validation_tokens",
+    "elasticity",
+)
+"""Measures that are logged, each under ``lscore/``."""
+
+
+class LScore(Callback):
+    """Logs the cost-adjusted perplexity L = perplexity(T) · f(D) · f(A) · f(H) at each validation.
+
+    ``L``, ``perplexity``, ``f_D``, ``f_A``, ``f_H`` and, under ``lscore/``, what they were made
+    of reach every logger, ``ModelCheckpoint(monitor="L")``, ``EarlyStopping(monitor="L")`` and the
+    progress bar. One JSON line a validation goes to ``lscore.jsonl`` in the run's log directory.
+
+    NaN logits make perplexity and L NaN, a held-out token of probability 0 makes them infinite;
+    they are logged so, and training goes on.
+
+    Counters go on when a fit resumes from a checkpoint, and when the same Trainer fits again; a
+    fit that begins at step 0 begins at zero. ``trainer.validate`` alone logs the perplexity.
+
+    Args:
+        formula: what L charges for what: a :class:`Formula`, or the path of one saved as JSON.
+            Default: the run's own plan, see :meth:`Formula.for_plan`. A formula given here counts
+            before the one in a checkpoint.
+        logits_and_labels: function (module, outputs, batch) -> (logits [B, T, V], labels [B, T]),
+            for modules where they are not found by themselves. ``outputs`` is what
+            validation_step returned.
+        labels_are_shifted: whether label t is already the token after input t. Default: read off
+            the batch; where that is not possible, labels are taken to be a copy of the input, as
+            transformers models expect them, with a warning.
+        count_tokens: function batch -> training tokens in it, for batches without a tensor of
+            token numbers.
+        ignore_index: label of the positions that are not counted.
+        sample_interval: seconds between readings of the hardware.
+        prefix: put before every key and the record's file name, so that two LScore callbacks with
+            different formulas can work side by side.
+
+    Raises:
+        ValueError: for arguments that make no sense; at the first validation batch if no logits
+            and labels were found; at the end of a validation that counted no token.
+        FileNotFoundError: if ``formula`` is a path that does not exist.
+    """
+
+    def __init__(
+        self,
+        formula: Formula | str | os.PathLike[str] | None = None,
+        *,
+        logits_and_labels: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None,
+        labels_are_shifted: bool | None = None,
+        count_tokens: Callable[[Any], int] | None = None,
+        ignore_index: int = -100,
+        sample_interval: float = 1.0,
+        prefix: str = "",
+    ) -> None:
+        if isinstance(formula, (str, os.PathLike)):
+            formula = Formula.load(formula)
+        if not (formula is None or isinstance(formula, Formula)):
+            raise ValueError(f"formula: expected a Formula or the path of one, got {formula!r}.")
+        if not 0 < sample_interval < math.inf:
+            raise ValueError(f"sample_interval: expected seconds > 0, got {sample_interval!r}.")
+        self.formula = formula
+        self.prefix = prefix
+        self.last_record: Record | None = None
+        """The newest validation of a fit, None before."""
+        self._count_tokens = count_tokens
+        self._ignore_index = ignore_index
+        self._sample_interval = sample_interval
+        self._capture = Capture(logits_and_labels, labels_are_shifted, ignore_index)
+        self._perplexities: list[Perplexity] = []  # one for each validation loader
+        self._loaders: list[Any] = []
+
+        self._run = Run(formula=formula)
+        self._session: Session | None = None
+        self._unsharded = ParameterCount(0, 0)
+        self._stage = ""
+        self._restored: Mapping[str, Any] | None = None
+        self._record_path: str | None = None
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------------ a fit
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = stage
+        self._unsharded = count_parameters(pl_module)
+        if trainer.world_size > 1:
+            # The advice to average over the ranks: what LScore logs is the same on all of them.
+            mine = re.escape(self.prefix) + "(L|perplexity|f_[DAH]|lscore/)"
+            warnings.filterwarnings("ignore", rf"It is recommended to use `self.log\('{mine}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            self._run = self._resumed(self._restored)
+        elif trainer.global_step == 0:
+            self._run = Run(formula=self.formula)
+        self._restored = None
+        if self._run.planned_batches is None and self._run.formula is None:
+            self._run.planned_batches = planned_batches(trainer)
+        # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
+        # EarlyStopping then looks for a value that nothing has logged.
+        for key, value in self._run.logged.items():
+            trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
+        self._record_path = self._find_record_path(trainer)
+        self._warned.clear()
+
+        devices = find_devices(
+            pl_module,
+            trainer.strategy.root_device,
+            str(trainer.precision),
+            rank=trainer.global_rank,
+            gather=_gather_objects,
+            interval=self._sample_interval,
+        )
+        # After an earlier fit ranks may differ in what they think the others spent; L must not.
+        self._run.spent = _gather_objects(self._run.spent)[0]
+        self._session = Session(
+            devices,
+            before=self._run.spent,
+            ranks=trainer.world_size,
+            flops_per_token=self._parameters(pl_module).flops_per_token,
+            count_tokens=self._count_tokens,
+        )
+        self._session.resume()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._session is not None:
+            self._session.tokens.add(batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._capture.detach()
+        if self._session is not None:
+            self._session.stop()
+            self._run.spent = self._session.total()
+            self._session = None
+
+    # ------------------------------------------------------------------ a validation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None:
+            self._session.pause()
+        self._capture.attach(pl_module)
+        self._loaders = tree_leaves(trainer.val_dataloaders)
+        loaders = max(1, len(trainer.num_val_batches))
+        self._perplexities = [
+            Perplexity(self._ignore_index, sync_on_compute=False).to(pl_module.device)
+            for _ in range(loaders)
+        ]
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        repeated = repeated_samples(self._loaders[dataloader_idx], batch_idx)
+        self._capture.start_batch(batch, self._perplexities[dataloader_idx].update, repeated)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._capture.end_batch(pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        evaluation = self._ask_all_ranks(trainer)
+        if self._capture.guessed:
+            self._warn_once(
+                "could not tell whether labels are already shifted against the input, and took "
+                "them as not shifted, as transformers models expect. Say "
+                "LScore(labels_are_shifted=True) or False."
+            )
+        record = None
+        values = {"perplexity": evaluation.perplexity}
+        values["lscore/validation_tokens"] = evaluation.total_tokens
+        if self._session is not None:
+            record = self._record(trainer, pl_module, evaluation, self._session)
+            values = _logged(record)
+        if len(self._perplexities) > 1:
+            for index, perplexity in enumerate(evaluation.perplexities):
+                values[f"perplexity/dataloader_idx_{index}"] = perplexity
+        if not trainer.barebones:  # where Lightning logs nothing
+            self._log(pl_module, values)
+        if record is not None:
+            self._run.logged = {self.prefix + key: float(v) for key, v in values.items()}
+            self._write(trainer, record)
+        if not evaluation.total_tokens:
+            raise ValueError(
+                "LScore counted no token in the validation set: expected labels other than "
+                f"{self._ignore_index} (ignore_index), got none in all of its batches "
+                f"({self._capture.source}). Check the labels, and limit_val_batches."
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._capture.detach()
+        if self._session is not None:
+            self._session.resume()
+
+    def _ask_all_ranks(self, trainer: Trainer) -> Evaluation:
+        """Sums the validation, and in a fit the spending, over the ranks: one small exchange."""
+        for perplexity in self._perplexities:
+            perplexity.nll()  # complains about labels that a GPU found to be impossible
+        nll = [float(p.nll_sum) for p in self._perplexities]
+        tokens = [int(p.count) for p in self._perplexities]
+        mine = self._session.share() if self._session is not None else Spending()
+        n = len(nll)
+        ranks = _gather_numbers(trainer, [*nll, *tokens, *mine.to_dict().values()])
+        if self._session is not None:
+            names = mine.to_dict()
+            shares = [Spending.from_dict(dict(zip(names, r[2 * n :], strict=True))) for r in ranks]
+            self._run.spent = self._session.settle(mine, shares)
+        return Evaluation(
+            nll_sums=tuple(math.fsum(column) for column in list(zip(*ranks, strict=True))[:n]),
+            tokens=tuple(int(sum(column)) for column in list(zip(*ranks, strict=True))[n : 2 * n]),
+            source=self._capture.source,
+        )
+
+    def _record(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        evaluation: Evaluation,
+        session: Session,
+    ) -> Record:
+        run, parameters = self._run, self._parameters(pl_module)
+        batches = trainer.num_training_batches
+        measurements = measure(
+            evaluation,
+            run.spent,
+            parameters,
+            steps=trainer.global_step,
+            epochs=run.spent.batches / batches if 0 < batches < math.inf else None,
+            devices=session.devices.described,
+            reasons=session.reasons(),
+        )
+        formula = run.settle_formula(parameters)
+        measurements = run.with_elasticity(measurements)
+        self.last_record = Record(
+            run=run.id,
+            batch=run.spent.batches,
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            measurements=measurements,
+            score=formula.score(measurements),
+            formula=formula.to_dict(),
+            evaluation={
+                "tokens": list(evaluation.tokens),
+                "perplexities": list(evaluation.perplexities),
+                "source": evaluation.source,
+            },
+            devices=session.devices.described,
+            versions=versions(),
+        )
+        return self.last_record
+
+    def _log(self, pl_module: LightningModule, values: Mapping[str, float]) -> None:
+        device = pl_module.device
+        # As tensors: Lightning makes float32 of Python numbers, where 1e9 + 1 is 1e9.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        for key, value in values.items():
+            tensor = torch.tensor(value, dtype=dtype, device=device)
+            pl_module.log(
+                self.prefix + key,
+                tensor,
+                prog_bar=key == "L",
+                on_epoch=True,
+                add_dataloader_idx=False,
+            )
+
+    def _write(self, trainer: Trainer, record: Record) -> None:
+        if record.score.L is None:
+            self._warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
+        for message in self._session.devices.sampler.messages() if self._session else ():
+            self._warn_once(message)
+        if not trainer.is_global_zero or self._record_path is None:
+            return
+        try:
+            append_record(self._record_path, record)
+        except OSError as error:
+            self._warn_once(
+                f"cannot write its record to {self._record_path} ({error}); training and logging "
+                "go on without it. Check the folder, or give the Trainer another default_root_dir."
+            )
+
+    # ------------------------------------------------------------------ a checkpoint
+
+    @property
+    def state_key(self) -> str:
+        """What the callback's state is stored under; two instances differ by their prefix."""
+        return self._generate_state_key(prefix=self.prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's memory, in plain numbers, strings, lists and dictionaries."""
+        session = self._session
+        return self._run.to_dict(self._run.spent if session is None else session.total())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state for the fit that follows; validating a checkpoint leaves a run alone."""
+        if self._stage == "fit":
+            self._restored = state_dict
+
+    def _resumed(self, state: Mapping[str, Any]) -> Run:
+        run = Run.from_dict(state, self.formula)
+        saved = state["formula"]
+        if run.formula is not None and saved is not None and run.formula.to_dict() != saved:
+            self._warn_once(
+                "was given another formula than the one in the checkpoint, and uses the one given. "
+                "L before and after do not compare."
+            )
+        return run
+
+    # ------------------------------------------------------------------ small things
+
+    def _parameters(self, pl_module: LightningModule) -> ParameterCount:
+        # A strategy that shards leaves each process a part; the whole was counted before.
+        now = count_parameters(pl_module)
+        return max(now, self._unsharded, key=lambda count: count.total)
+
+    def _find_record_path(self, trainer: Trainer) -> str | None:
+        directory = trainer.log_dir  # asks the other ranks, so all must ask
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        path = os.path.join(directory or trainer.default_root_dir, self.prefix + RECORD_FILE)
+        return path
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(f"LScore {message}")
+
+
+def planned_batches(trainer: Trainer) -> float | None:
+    """Micro-batches that the Trainer is set to process on each rank, None without a finite plan."""
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * trainer.num_training_batches)
+    if trainer.max_steps >= 0:
+        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    least = min(limits, default=math.inf)
+    return float(least) if 0 < least < math.inf else None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    found = {}
+    for name in ("lightning-lscore", "lightning", "torch", "torchmetrics", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _logged(record: Record) -> dict[str, float]:
+    score, measured = record.score, record.measurements.measured()
+    values = {
+        "L": score.L,
+        "perplexity": score.perplexity,
+        "f_D": score.f_D,
+        "f_A": score.f_A,
+        "f_H": score.f_H,
+        **{f"lscore/{name}": measured.get(name) for name in LOGGED},
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _gather_objects(mine: Any) -> list[Any]:
+    """The objects of all ranks, in their order. Collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _gather_numbers(trainer: Trainer, mine: Sequence[float]) -> list[list[float]]:
+    """The numbers of all ranks, in their order, in one exchange. Collective."""
+    if trainer.world_size == 1:
+        return [list(mine)]
+    numbers = torch.tensor(mine, dtype=torch.float64, device=trainer.strategy.root_device)
+    gathered: list[list[float]] = trainer.strategy.all_gather(numbers).view(-1, len(mine)).tolist()
+    return gathered

@@ -1,0 +1,116 @@
+"""The devices of a run: which ones, each once over all ranks, and how fast they could be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cpu import CpuProbe
+from .hardware import Device, Probe, Sampler, SilentProbe
+from .nvml import cuda_probe
+from .peaks import measured_peak, peak_flops
+
+Gather = Callable[[Any], list[Any]]
+"""Gives every rank the objects of all ranks, in the order of the ranks."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a run computes on, over all of its ranks."""
+
+    described: tuple[dict[str, Any], ...]
+    """Key, name, kind, peak and its source of each, for the record."""
+    sampler: Sampler
+    """Reads those of this process."""
+
+    @property
+    def count(self) -> int:
+        """How many; one that several ranks share counts once."""
+        return len(self.described)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense peak of all together, in FLOP/s; None if that of one is unknown."""
+        peaks = [d["peak_flops"] for d in self.described]
+        return None if None in peaks else sum(peaks)
+
+
+def find_devices(
+    module: nn.Module,
+    root: torch.device,
+    precision: str,
+    *,
+    rank: int,
+    gather: Gather,
+    interval: float,
+) -> Devices:
+    """Identifies the devices of this process and of all others. Collective.
+
+    Args:
+        module: its parameters may lie on several devices.
+        root: the device of this process by the strategy.
+        precision: the Trainer's, e.g. ``"bf16-mixed"``.
+        rank: this process's place in what ``gather`` gives.
+        gather: asked twice, and never again after this.
+        interval: seconds between readings.
+    """
+    dtype = compute_dtype(precision, module, root)
+    places = {p.device for p in module.parameters() if p.device.type == root.type}
+    places = {root} | places
+    probes = [_probe(place) for place in sorted(places, key=str)]
+    keys = [probe.device.key for probe in probes]
+
+    ranks = gather((keys, torch.get_num_threads()))
+    owner = {key: r for r, (theirs, _) in reversed([*enumerate(ranks)]) for key in theirs}
+    owned = [probe for probe in probes if owner[probe.device.key] == rank]
+    threads = sum(n for theirs, n in ranks if keys[0] in theirs)
+    if root.type == "cpu":  # the ranks of one host share its CPU: together they use these threads
+        probes = [CpuProbe(threads)]
+    # A GPU is read by its owner alone; CPU time is each process's own.
+    read = probes if root.type == "cpu" else owned
+
+    mine = [
+        {**asdict(p.device), "dtype": dtype, **_peak(p.device, root, dtype, threads)} for p in owned
+    ]
+    described = tuple(device for theirs in gather(mine) for device in theirs)
+    names = {probe.device.key for probe in owned}
+    return Devices(described, Sampler(read, interval=interval, owned=names))
+
+
+def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
+    """The number format of the run's matrix products, as ``peaks`` names it."""
+    precision = str(precision)
+    if precision.startswith("transformer-engine"):
+        return "float8"
+    for mark, dtype in (("bf16", "bfloat16"), ("16", "float16"), ("64", "float64")):
+        if precision.startswith(mark):
+            return dtype
+    sizes = Counter[torch.dtype]()
+    for parameter in module.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    dtype = str(max(sizes, key=lambda d: sizes[d], default=torch.float32)).removeprefix("torch.")
+    tf32 = root.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == "float32" and tf32 else dtype
+
+
+def _probe(place: torch.device) -> Probe:
+    if place.type == "cuda":
+        return cuda_probe(place.index or 0)
+    cpu = CpuProbe()
+    if place.type == "cpu":
+        return cpu
+    key = cpu.device.key.replace("cpu:", f"{place}:", 1)
+    device = Device(key=key, name=str(place), kind=place.type)
+    return SilentProbe(device, f"no probe reads {place.type} devices")
+
+
+def _peak(device: Device, root: torch.device, dtype: str, threads: int) -> dict[str, Any]:
+    peak = peak_flops(device.name, dtype) or measured_peak(root, dtype, threads=threads)
+    if peak is None:
+        return {"peak_flops": None, "peak_source": f"unavailable: no {dtype} product ran here"}
+    return {"peak_flops": peak.flops, "peak_source": peak.source}

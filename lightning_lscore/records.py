@@ -1,0 +1,204 @@
+"""The record of a run: one JSON line a validation, whole after a crash.
+
+A line holds everything that the score was made of, so that a run can be explained, compared and
+scored again under another formula long after it ended. A line that was cut off by a crash is
+passed over when reading, and what was repeated after a resume replaces what it repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .formula import Formula, Score
+from .measurements import MEASURES, Measurements
+
+RECORD_FILE = "lscore.jsonl"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One validation: what was measured, the formula in force, the score, and where it ran."""
+
+    run: str
+    """Identifies the run; a resumed run keeps it."""
+    batch: int
+    """Micro-batches of one rank so far: the order of a run's validations."""
+    step: int
+    """Optimiser steps of the Trainer (its ``global_step``)."""
+    epoch: int
+    time: str
+    """When the line was written, ISO 8601, UTC."""
+    measurements: Measurements
+    score: Score
+    formula: Mapping[str, Any]
+    """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """What T was measured on: the loaders, their tokens and their perplexities."""
+    devices: tuple[Mapping[str, Any], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def L(self) -> float | None:
+        """The cost-adjusted perplexity of this validation."""
+        return self.score.L
+
+    def rescored(self, formula: Formula) -> Score:
+        """The score of the same measurements under another formula."""
+        return formula.score(self.measurements)
+
+    def to_json(self) -> str:
+        """One line of strict JSON: NaN and infinities are written as strings."""
+        score = self.score
+        line = {
+            "schema": SCHEMA,
+            "run": self.run,
+            "batch": self.batch,
+            "step": self.step,
+            "epoch": self.epoch,
+            "time": self.time,
+            "measurements": self.measurements.measured(),
+            "provenance": dict(self.measurements.provenance),
+            "score": {
+                "L": score.L,
+                "perplexity": score.perplexity,
+                "f_D": score.f_D,
+                "f_A": score.f_A,
+                "f_H": score.f_H,
+                "missing": list(score.missing),
+            },
+            "formula": dict(self.formula),
+            "evaluation": dict(self.evaluation),
+            "devices": [dict(d) for d in self.devices],
+            "versions": dict(self.versions),
+        }
+        return json.dumps(_strict(line), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The inverse of :meth:`to_json`. Measures of a later version are passed over.
+
+        Raises:
+            ValueError: if the line is not a record of a known schema.
+        """
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+                raise ValueError(f'expected a JSON object with "schema": {SCHEMA}')
+            score = data["score"]
+            measured = {k: _number(v) for k, v in data["measurements"].items() if k in MEASURES}
+            return cls(
+                run=str(data["run"]),
+                batch=int(data["batch"]),
+                step=int(data["step"]),
+                epoch=int(data["epoch"]),
+                time=str(data["time"]),
+                measurements=Measurements(**measured, provenance=dict(data["provenance"])),
+                score=Score(
+                    **{k: _number(score[k]) for k in ("perplexity", "f_D", "f_A", "f_H")},
+                    missing=tuple(map(str, score["missing"])),
+                ),
+                formula=dict(data["formula"]),
+                evaluation=dict(data["evaluation"]),
+                devices=tuple(dict(d) for d in data["devices"]),
+                versions=dict(data["versions"]),
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+
+
+def append_record(path: str | os.PathLike[str], record: Record) -> None:
+    """Adds one line, on disk when this returns. A torn line that a crash left is cut off first.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "a+b") as file:
+        _cut_torn_line(file)
+        # One write, so that a crash tears at most this line, and readers see it whole or not.
+        file.write(record.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """The validations that a run wrote, oldest first.
+
+    Args:
+        path: a record file, or a folder that holds ``lscore.jsonl``.
+
+    Returns:
+        Records in the order written. Where a run went on from a checkpoint and validated again,
+        the repeated validations replace those that the resume threw away.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the message says where it was looked for.
+        ValueError: if a line is not a record; the message names the file and the line. A last line
+            without its end, as a crash leaves it, is passed over.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, RECORD_FILE)
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"no record at {path}: expected the {RECORD_FILE} that LScore writes into the run's "
+            "log directory, or the folder that holds it."
+        )
+    records: list[Record] = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                record = Record.from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            repeats = records and _repeats(record, records[-1])
+            if repeats:
+                records = [r for r in records if not _repeats(record, r)]
+            records.append(record)
+    return records
+
+
+def _repeats(record: Record, earlier: Record) -> bool:
+    return earlier.run == record.run and earlier.batch >= record.batch
+
+
+def _cut_torn_line(file: Any) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    start = end
+    while start > 0:  # backwards in blocks: the file may be long
+        block_start = max(0, start - 65536)
+        file.seek(block_start)
+        newline = file.read(start - block_start).rfind(b"\n")
+        if newline >= 0:
+            start = block_start + newline + 1
+            break
+        start = block_start
+    file.truncate(start)
+
+
+def _strict(value: Any) -> Any:
+    """The value with NaN and infinities as the strings that ``float`` reads back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    if isinstance(value, dict):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(v) for v in value]
+    return value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value

@@ -1,0 +1,101 @@
+"""One process's part of a fit: its clock, the tokens it trained on, the devices it occupied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .clock import Clock
+from .devices import Devices
+from .spending import Spending
+from .tokens import TokenCounter
+
+
+class Session:
+    """Counts while training goes on, stands still while it does not.
+
+    Args:
+        devices: of the whole run; their sampler reads those of this process.
+        before: what all ranks had spent when the session began.
+        ranks: how many processes train together.
+        flops_per_token: training FLOP that the model needs for a token.
+        count_tokens: see :class:`TokenCounter`.
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        devices: Devices,
+        *,
+        before: Spending,
+        ranks: int,
+        flops_per_token: float,
+        count_tokens: Callable[[Any], int] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.devices = devices
+        self.tokens = TokenCounter(count_tokens)
+        self._before = before
+        self._ranks = ranks
+        self._flops_per_token = flops_per_token
+        self._settled = before  # by all ranks, when they were last asked
+        self._share_then = Spending()
+        self._clock = Clock(now)
+        devices.sampler.start()
+
+    def resume(self) -> None:
+        """Training goes on."""
+        self._clock.resume()
+        self.devices.sampler.resume()
+
+    def pause(self) -> None:
+        """Training stands still, for a validation say."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # Steps that still queue on a GPU are training, so their time is awaited before it is
+            # read. This is the only synchronisation, once a validation.
+            torch.cuda.synchronize()
+        self._clock.pause()
+        self.devices.sampler.pause()
+
+    def stop(self) -> None:
+        """Ends the sampler's thread; what was counted stays."""
+        self.pause()
+        self.devices.sampler.stop()
+
+    def share(self) -> Spending:
+        """What this rank has spent in this session; time and capacity are the whole run's."""
+        seconds, tokens = self._clock.seconds, self.tokens.total
+        return Spending(
+            tokens=tokens,
+            samples=self.tokens.samples,
+            model_flops=tokens * self._flops_per_token,
+            batches=self.tokens.batches,
+            uncounted_batches=self.tokens.uncounted,
+            train_seconds=seconds,
+            device_seconds=seconds * self.devices.count,
+            capacity_flops=seconds * (self.devices.peak_flops or 0.0),
+            hardware=self.devices.sampler.totals(),
+        )
+
+    def settle(self, mine: Spending, shares: Sequence[Spending]) -> Spending:
+        """What all ranks have spent since the run began, from the shares of all of them."""
+        self._share_then = mine
+        self._settled = self._before.then(Spending.over_ranks(shares))
+        return self._settled
+
+    def total(self) -> Spending:
+        """The same at this moment without asking the others, who are taken to be alike.
+
+        Exact for one process, and for several whose batches hold equally many tokens.
+        """
+        return self._settled.grown(self._share_then, self.share(), self._ranks)
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why the sampler could not read something, by its name in a ``Reading``."""
+        merged: dict[str, str] = {}
+        for reasons in self.devices.sampler.reasons().values():
+            merged.update(reasons)
+        return merged

@@ -1,0 +1,85 @@
+"""What a run has spent: counters that sum over ranks, devices and resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .hardware import Totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """Training so far, without validation. Plain numbers, so that any checkpoint can hold them."""
+
+    tokens: int = 0
+    samples: int = 0
+    model_flops: float = 0.0
+    """FLOP that the model needed for its tokens."""
+    batches: int = 0
+    """Micro-batches of one rank."""
+    uncounted_batches: int = 0
+    """Those in which no tokens were found."""
+    train_seconds: float = 0.0
+    """Wall time, that of the slowest rank."""
+    device_seconds: float = 0.0
+    """Wall time times the devices of all ranks."""
+    capacity_flops: float = 0.0
+    """FLOP that these devices could have computed in that time at their dense peak."""
+    hardware: Totals = field(default_factory=Totals)
+    """What the sampler saw of them."""
+
+    def then(self, later: Spending) -> Spending:
+        """This, and after it ``later``."""
+        return self._joined(later, lambda name, a, b: a + b)
+
+    @classmethod
+    def over_ranks(cls, ranks: Sequence[Spending]) -> Spending:
+        """What ranks that ran at the same time have spent together."""
+        total = ranks[0]
+        for rank in ranks[1:]:
+            total = total._joined(rank, lambda n, a, b: max(a, b) if n in _COMMON else a + b)
+        return total
+
+    def grown(self, before: Spending, now: Spending, ranks: int) -> Spending:
+        """This total of all ranks, after one rank went on from ``before`` to ``now``.
+
+        Takes the other ranks to have trained on as many tokens, which saves asking them. What
+        their samplers saw in the meantime is left out, so that the coverage shows it.
+        """
+        more = {
+            name: (getattr(now, name) - getattr(before, name)) * (1 if name in _COMMON else ranks)
+            for name in _PLAIN
+        }
+        seen = {
+            f.name: getattr(now.hardware, f.name)
+            - (0 if f.name in Totals.MAXIMA else getattr(before.hardware, f.name))
+            for f in fields(Totals)
+        }
+        return self.then(Spending(**more, hardware=Totals(**seen)))
+
+    def _joined(self, other: Spending, join: Callable[[str, Any, Any], Any]) -> Spending:
+        plain = {name: join(name, getattr(self, name), getattr(other, name)) for name in _PLAIN}
+        return Spending(**plain, hardware=self.hardware + other.hardware)
+
+    def to_dict(self) -> dict[str, float]:
+        """Flat, of plain numbers."""
+        values = asdict(self)
+        return {**values.pop("hardware"), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spending:
+        """The inverse of :meth:`to_dict`; what is not there is 0."""
+        hardware = _take(Totals, values)
+        return cls(**_take(cls, values), hardware=Totals(**hardware))
+
+
+# The same on every rank, or the largest of them.
+_COMMON = ("batches", "uncounted_batches", "train_seconds", "device_seconds", "capacity_flops")
+_PLAIN = tuple(f.name for f in fields(Spending) if f.name != "hardware")
+
+
+def _take(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {f.name: int if f.type == "int" else float for f in fields(cls)}
+    return {name: kind(values[name]) for name, kind in kinds.items() if name in values}

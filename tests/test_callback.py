@@ -1,0 +1,515 @@
+"""LScore in real training runs."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import pickle
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import HuggingFaceLM, PlainLM, loader, reference_perplexity
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from lightning_lscore import Factor, Formula, LScore, read_records
+
+BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
+"""A formula without time, so that two runs score alike."""
+
+
+class Watch(pl.Callback):
+    """Notes what callback_metrics hold at the end of each validation."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def counters(lscore: LScore) -> dict[str, float]:
+    """What does not depend on the clock."""
+    names = "tokens samples steps epochs model_flops validation_tokens perplexity".split()
+    return {name: lscore.last_record.measurements.get(name) for name in names}
+
+
+# ---------------------------------------------------------------------- what is logged
+
+
+@pytest.mark.parametrize("module", [PlainLM, HuggingFaceLM])
+def test_l_is_the_product_of_a_perplexity_and_three_factors(module, trainer):
+    watch, lscore, model = Watch(), LScore(), module()
+    t = trainer(lscore, watch)
+    t.fit(model, loader(8), loader(7, seed=1, batch=3))
+    (seen,) = watch.seen
+    parts = seen["perplexity"] * seen["f_D"] * seen["f_A"] * seen["f_H"]
+    assert seen["L"] == pytest.approx(parts, rel=1e-12)
+    net = model.model if module is HuggingFaceLM else model
+    expected = reference_perplexity(net, loader(7, seed=1, batch=3))
+    assert seen["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert t.callback_metrics["L"].dtype == torch.float64
+
+
+def test_every_measure_of_a_cpu_run_is_logged_and_plausible(trainer):
+    watch, lscore, model = Watch(), LScore(sample_interval=0.01), PlainLM()
+    trainer(lscore, watch, max_epochs=3).fit(model, loader(8), loader(4))
+    seen = {k.removeprefix("lscore/"): v for k, v in watch.seen[-1].items()}
+    n = sum(p.numel() for p in model.parameters())
+    assert seen["tokens"] == 3 * 8 * 12
+    assert seen["validation_tokens"] == 4 * 11
+    assert seen["trainable_parameters"] == seen["total_parameters"] == n
+    assert seen["model_flops"] == 6 * n * seen["tokens"]
+    assert seen["device_hours"] == seen["train_hours"] > 0
+    seconds = 3600 * seen["train_hours"]
+    assert seen["tokens_per_second"] == pytest.approx(seen["tokens"] / seconds)
+    assert seen["mfu"] == pytest.approx(seen["model_flops"] / seen["capacity_flops"])
+    assert 0 < seen["mfu"] < 1
+    assert "elasticity" in seen
+    assert "bits_per_byte" not in seen
+    missing = lscore.last_record.measurements.provenance["bits_per_byte"]
+    assert missing.startswith("unavailable: ")
+
+
+def test_loggers_and_progress_bar_see_l(trainer, tmp_path):
+    logger, lscore = CSVLogger(tmp_path), LScore()
+    t = trainer(lscore, logger=logger, max_epochs=2)
+    t.fit(PlainLM(), loader(8), loader(4))
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["L"]]
+    assert len(rows) == 2
+    assert float(rows[-1]["L"]) == pytest.approx(lscore.last_record.L, rel=1e-6)
+    assert float(rows[-1]["lscore/tokens"]) == 2 * 8 * 12
+    assert "L" in t.progress_bar_metrics
+    assert "lscore/tokens" not in t.progress_bar_metrics
+    assert [r.L for r in read_records(logger.log_dir)][-1] == lscore.last_record.L
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_early_stopping_and_checkpoint_follow_l_in_any_order_of_callbacks(order, trainer, tmp_path):
+    # Perplexity hardly moves at this rate while each epoch is charged for, so L rises throughout.
+    checkpoint = ModelCheckpoint(tmp_path / "best", monitor="L", filename="{L:.6f}")
+    callbacks = [LScore(BY_TOKENS), EarlyStopping("L", patience=2), checkpoint]
+    t = trainer(*(callbacks[i] for i in order), max_epochs=10)
+    t.fit(PlainLM(lr=1e-6), loader(8), loader(4))
+    assert t.current_epoch == 3
+    records = read_records(tmp_path)
+    assert [r.step for r in records] == [2, 4, 6]
+    assert records[0].L < records[1].L < records[2].L
+    assert float(checkpoint.best_model_score) == records[0].L
+    assert f"L={records[0].L:.6f}" in checkpoint.best_model_path
+
+
+def test_several_validation_loaders_are_weighted_by_their_tokens(trainer):
+    watch, model = Watch(), PlainLM()
+    small, large = loader(1, seed=1), loader(9, seed=2)
+    trainer(LScore(), watch).fit(model, loader(8), [small, large])
+    (seen,) = watch.seen
+    expected = [reference_perplexity(model, *s) for s in ([small, large], [small], [large])]
+    names = ["perplexity", "perplexity/dataloader_idx_0", "perplexity/dataloader_idx_1"]
+    assert [seen[name] for name in names] == pytest.approx(expected, rel=1e-6)
+
+
+def test_large_counts_keep_every_digit(trainer):
+    t = trainer(LScore(count_tokens=lambda batch: 10**9 + 1))
+    t.fit(PlainLM(), loader(4), loader(4))
+    assert int(t.callback_metrics["lscore/tokens"]) == 10**9 + 1
+
+
+def test_two_formulas_side_by_side(trainer, tmp_path):
+    lax, strict = LScore(BY_TOKENS), LScore(Formula(D=2.0), prefix="strict_")
+    t = trainer(lax, strict, ModelCheckpoint(tmp_path / "c", monitor="strict_L"))
+    t.fit(PlainLM(), loader(8), loader(4))
+    perplexity = float(t.callback_metrics["perplexity"])
+    assert float(t.callback_metrics["strict_L"]) == 2 * perplexity
+    assert float(t.callback_metrics["L"]) == lax.last_record.L != 2 * perplexity
+    assert len(read_records(tmp_path / "strict_lscore.jsonl")) == len(read_records(tmp_path)) == 1
+
+
+def test_two_of_the_same_prefix_are_refused(trainer):
+    with pytest.raises(RuntimeError, match="state_key"):
+        trainer(LScore(), LScore())
+
+
+# ---------------------------------------------------------------------- what is counted
+
+
+def test_no_forward_or_backward_pass_is_added(trainer):
+    class Counting(PlainLM):
+        backwards = 0
+
+        def on_after_backward(self):
+            self.backwards += 1
+
+    counts = []
+    for callbacks in ([], [LScore()]):
+        model = Counting()
+        trainer(*callbacks, max_epochs=2, num_sanity_val_steps=2).fit(model, loader(8), loader(8))
+        counts.append((model.forwards, model.backwards))
+    assert counts[0] == counts[1]
+
+
+def test_the_sanity_check_is_ignored(trainer, tmp_path):
+    runs = []
+    for sanity in (0, 2):
+        pl.seed_everything(0, verbose=False)
+        lscore = LScore(BY_TOKENS)
+        t = trainer(lscore, num_sanity_val_steps=sanity, default_root_dir=tmp_path / str(sanity))
+        t.fit(PlainLM(), loader(8), loader(8, seed=1))
+        runs.append(counters(lscore))
+        assert len(read_records(tmp_path / str(sanity))) == 1
+    assert runs[0] == runs[1]
+
+
+def test_validation_takes_no_training_time(trainer, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("lightning_lscore.clock.Clock.__init__.__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(
+        "lightning_lscore.session.Session.__init__.__kwdefaults__",
+        {"count_tokens": None, "now": lambda: now[0]},
+    )
+
+    class Slow(PlainLM):
+        def training_step(self, batch, batch_idx):
+            now[0] += 1.0
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            now[0] += 100.0
+            return super().validation_step(batch, batch_idx)
+
+    lscore = LScore()
+    t = trainer(lscore, max_epochs=2, num_sanity_val_steps=2, val_check_interval=1)
+    t.fit(Slow(), loader(12), loader(8))
+    assert lscore.last_record.measurements.train_hours * 3600 == 6.0
+    assert lscore.last_record.measurements.capacity_flops == pytest.approx(
+        6.0 * lscore.last_record.devices[0]["peak_flops"]
+    )
+
+
+def test_validating_the_same_weights_again_gives_the_same_perplexity(trainer):
+    model, lscore = PlainLM(), LScore()
+    t = trainer(lscore)
+    t.fit(model, loader(8), loader(7, seed=1))
+    fitted = lscore.last_record.measurements.perplexity
+    for _ in range(2):
+        (result,) = t.validate(model, loader(7, seed=1), verbose=False)
+        assert result["perplexity"] == fitted
+
+
+def test_validate_alone_logs_the_perplexity_and_no_l(trainer, tmp_path):
+    model = HuggingFaceLM()
+    t = trainer(LScore())
+    (result,) = t.validate(model, loader(7, seed=1, batch=3), verbose=False)
+    expected = reference_perplexity(model.model, loader(7, seed=1))
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert result["lscore/validation_tokens"] == 7 * 11
+    assert "L" not in result
+    assert not (tmp_path / "lscore.jsonl").exists()
+
+
+def test_padding_is_neither_data_nor_text(trainer):
+    rows = loader(4).dataset.rows.clone()
+    mask = torch.ones_like(rows)
+    mask[:, 9:] = 0
+    rows[mask == 0] = 0
+    batch = {"input_ids": rows, "labels": rows, "attention_mask": mask}
+    lscore, model = LScore(), HuggingFaceLM()
+    data = DataLoader([batch], batch_size=None)
+    trainer(lscore).fit(model, data, data)
+    m = lscore.last_record.measurements
+    assert m.tokens == 4 * 9
+    assert m.validation_tokens == 4 * 8
+    short = {"input_ids": rows[:, :9], "labels": rows[:, :9]}
+    assert m.perplexity == pytest.approx(reference_perplexity(model.model, [short]), rel=1e-5)
+
+
+def test_gradient_accumulation_counts_batches_and_plans_with_them(trainer):
+    lscore = LScore()
+    trainer(lscore, accumulate_grad_batches=2, max_steps=2, max_epochs=-1).fit(
+        PlainLM(), loader(32), loader(4)
+    )
+    assert lscore.last_record is None  # two steps are four of the epoch's eight batches
+    lscore = LScore()
+    t = trainer(lscore, accumulate_grad_batches=2, max_steps=4, max_epochs=-1, val_check_interval=4)
+    t.fit(PlainLM(), loader(32), loader(4))
+    m = lscore.last_record.measurements
+    assert (m.steps, m.tokens, m.epochs) == (4, 8 * 48, 1.0)
+    assert lscore.last_record.formula["D"]["reference"] == 8 * 48
+    assert lscore.last_record.score.f_D == 1.0
+
+
+def test_without_a_finite_plan_the_reference_is_compute_optimal(trainer):
+    lscore = LScore()
+    t = trainer(lscore, max_epochs=-1, max_time={"seconds": 1}, val_check_interval=1)
+    t.fit(PlainLM(), loader(8), loader(4))
+    assert "compute-optimal" in lscore.last_record.formula["origin"]
+
+
+# ---------------------------------------------------------------------- resuming
+
+RESUME = pytest.mark.filterwarnings(
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
+    "ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+)
+
+
+@RESUME
+def test_a_resumed_run_counts_as_an_uninterrupted_one(trainer, tmp_path):
+    """From a checkpoint in the middle of an epoch, between two validations."""
+
+    def fit(name, steps, ckpt=None):
+        pl.seed_everything(0, verbose=False)
+        lscore = LScore()
+        save = ModelCheckpoint(tmp_path / name, every_n_train_steps=1, save_top_k=-1)
+        t = trainer(
+            lscore,
+            save,
+            max_steps=steps,
+            max_epochs=-1,
+            val_check_interval=2,
+            default_root_dir=tmp_path / name,
+        )
+        t.fit(PlainLM(), loader(20), loader(7, seed=1), ckpt_path=ckpt)
+        return lscore, save
+
+    whole, _ = fit("whole", 8)
+    _, save = fit("part", 3)
+    resumed, _ = fit("part", 8, ckpt=save.best_model_path)
+    assert resumed.last_record.step == whole.last_record.step == 7
+    whole_counters, resumed_counters = counters(whole), counters(resumed)
+    # Lightning begins the data anew where a loader cannot say how far it was.
+    del whole_counters["perplexity"], resumed_counters["perplexity"]
+    assert resumed_counters == whole_counters
+    # The plan was made by the first fit, of three steps.
+    assert resumed.last_record.formula["D"]["reference"] == 3 * 48
+    assert resumed.last_record.measurements.train_hours > 0
+    records = read_records(tmp_path / "part")
+    assert [r.step for r in records] == [2, 4, 7]
+    assert len({r.run for r in records}) == 1
+    hours = [r.measurements.train_hours for r in records]
+    assert hours == sorted(hours)
+
+
+@RESUME
+def test_what_is_validated_again_after_a_resume_replaces_what_it_repeats(trainer, tmp_path):
+    save = ModelCheckpoint(tmp_path / "c", every_n_train_steps=2, save_top_k=-1)
+    options = {"max_epochs": -1, "val_check_interval": 1}
+    trainer(LScore(), save, max_steps=5, **options).fit(PlainLM(), loader(40), loader(4))
+    early = str(next((tmp_path / "c").glob("*step=2*")))
+    trainer(LScore(), max_steps=4, **options).fit(PlainLM(), loader(40), loader(4), ckpt_path=early)
+    assert [r.step for r in read_records(tmp_path)] == [1, 2, 3, 4]
+
+
+@RESUME
+def test_resuming_at_the_end_of_an_epoch_still_satisfies_early_stopping(trainer, tmp_path):
+    save = ModelCheckpoint(tmp_path / "c", monitor="L")
+    trainer(LScore(), EarlyStopping("L"), save).fit(PlainLM(), loader(8), loader(4))
+    lscore = LScore()
+    t = trainer(lscore, EarlyStopping("L"), max_epochs=2)
+    t.fit(PlainLM(), loader(8), loader(4), ckpt_path=save.best_model_path)
+    assert lscore.last_record.measurements.tokens == 2 * 8 * 12
+
+
+def test_validating_a_checkpoint_leaves_the_counters_of_a_fit_alone(trainer, tmp_path):
+    save, lscore = ModelCheckpoint(tmp_path / "c", monitor="L"), LScore()
+    t = trainer(lscore, save, max_epochs=2)
+    t.fit(PlainLM(), loader(8), loader(4))
+    t.validate(PlainLM(), loader(4), ckpt_path=save.best_model_path, verbose=False)
+    fresh = trainer(lscore)
+    fresh.fit(PlainLM(), loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 8 * 12
+
+
+def test_a_second_fit_of_the_same_trainer_goes_on_counting(trainer):
+    lscore, model = LScore(), PlainLM()
+    t = trainer(lscore)
+    t.fit(model, loader(8), loader(4))
+    t.fit_loop.max_epochs = 2
+    t.fit(model, loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 2 * 8 * 12
+    assert lscore.last_record.batch == 4
+
+
+def test_checkpoints_load_with_weights_only_and_keep_the_formula(trainer, tmp_path):
+    save = ModelCheckpoint(tmp_path / "c", monitor="L")
+    trainer(LScore(BY_TOKENS), save).fit(PlainLM(), loader(8), loader(4))
+    checkpoint = torch.load(save.best_model_path, weights_only=True)
+    (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("LScore"))
+    assert Formula.from_dict(state["formula"]) == BY_TOKENS
+    assert state["spent"]["tokens"] == 8 * 12
+
+
+@RESUME
+def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
+    save = ModelCheckpoint(tmp_path / "c", monitor="L")
+    trainer(LScore(BY_TOKENS), save).fit(PlainLM(), loader(8), loader(4))
+    lscore = LScore(Formula(D=2.0))
+    with pytest.warns(UserWarning, match="do not compare"):
+        trainer(lscore, max_epochs=2).fit(
+            PlainLM(), loader(8), loader(4), ckpt_path=save.best_model_path
+        )
+    assert lscore.last_record.score.f_D == 2.0
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"formula": 3}, "expected a Formula or the path of one, got 3"),
+        ({"sample_interval": 0}, "expected seconds > 0, got 0"),
+    ],
+)
+def test_arguments_are_checked_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LScore(**arguments)
+
+
+def test_a_formula_is_read_from_a_file(trainer, tmp_path):
+    BY_TOKENS.save(tmp_path / "study.json")
+    assert LScore(tmp_path / "study.json").formula == BY_TOKENS
+    with pytest.raises(FileNotFoundError):
+        LScore(str(tmp_path / "missing.json"))
+
+
+class Returning(PlainLM):
+    """validation_step returns whatever ``make`` makes of logits and labels."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def validation_step(self, batch, batch_idx):
+        return self.make(self(batch["input_ids"]), batch["labels"])
+
+
+def test_where_no_logits_are_found_three_ways_out_are_named(trainer):
+    with pytest.raises(ValueError, match="returned a tensor") as error:
+        trainer(LScore(), num_sanity_val_steps=1).fit(
+            Returning(lambda logits, labels: logits.mean()), loader(8), loader(4)
+        )
+    for way in ("transformers model", '"logits": logits', "logits_and_labels=function"):
+        assert way in str(error.value)
+
+
+def test_logits_and_labels_of_different_lengths_are_refused(trainer):
+    wrong = Returning(lambda logits, labels: {"logits": logits[:, 1:], "labels": labels})
+    with pytest.raises(ValueError, match=r"logits \[4, 11, 32\] and labels \[4, 12\]"):
+        trainer(LScore()).fit(wrong, loader(8), loader(4))
+
+
+def test_a_validation_without_a_counted_token_is_an_error(trainer, tmp_path):
+    empty = Returning(lambda logits, labels: {"logits": logits, "labels": labels * 0 - 100})
+    with (
+        pytest.warns(UserWarning, match="already shifted"),
+        pytest.raises(ValueError, match="LScore counted no token"),
+    ):
+        trainer(LScore()).fit(empty, loader(8), loader(4))
+    assert math.isnan(read_records(tmp_path)[-1].L)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_logged_and_training_goes_on(bad, trainer, tmp_path):
+    class Breaks(PlainLM):
+        def validation_step(self, batch, batch_idx):
+            out = super().validation_step(batch, batch_idx)
+            if self.current_epoch == 1:
+                label = int(batch["labels"][0, 3])
+                out["logits"][0, 2, label] = bad
+            return out
+
+    watch, checkpoint = Watch(), ModelCheckpoint(tmp_path / "c", monitor="L")
+    t = trainer(LScore(), watch, checkpoint, max_epochs=3)
+    t.fit(Breaks(), loader(8), loader(4))
+    assert t.current_epoch == 3
+    expected = math.inf if bad == -math.inf else math.nan
+    for value in (watch.seen[1]["L"], watch.seen[1]["perplexity"], read_records(tmp_path)[1].L):
+        assert math.isnan(value) if math.isnan(expected) else value == expected
+    assert math.isfinite(watch.seen[2]["L"])
+    assert "because" in read_records(tmp_path)[1].measurements.provenance["perplexity"]
+
+
+def test_a_directory_that_cannot_be_written_costs_the_record_not_the_run(trainer, tmp_path):
+    (tmp_path / "file").write_text("")
+    t = trainer(LScore(), default_root_dir=tmp_path / "file" / "below", max_epochs=2)
+    with pytest.warns(UserWarning, match="cannot write its record") as warned:
+        t.fit(PlainLM(), loader(8), loader(4))
+    assert len([w for w in warned if "cannot write" in str(w.message)]) == 1
+    assert math.isfinite(t.callback_metrics["L"])
+
+
+def test_a_measure_that_is_missing_leaves_l_out_and_says_so(trainer):
+    formula = Formula(H=Factor("bits_per_byte", reference=1.0))
+    t = trainer(LScore(formula))
+    with pytest.warns(UserWarning, match=r"has no L to log: bits_per_byte: unavailable"):
+        t.fit(PlainLM(), loader(8), loader(4))
+    assert "L" not in t.callback_metrics
+    assert "perplexity" in t.callback_metrics
+
+
+def test_batches_without_tokens_make_the_count_missing_not_zero(trainer):
+    class Floats(PlainLM):
+        def training_step(self, batch, batch_idx):
+            return self.head(batch).square().mean()
+
+    lscore = LScore()
+    with pytest.warns(UserWarning, match="count_tokens"):
+        trainer(lscore).fit(Floats(), DataLoader([torch.randn(4, 16)], batch_size=None), loader(4))
+    assert lscore.last_record.measurements.tokens is None
+    lscore = LScore(count_tokens=len)
+    trainer(lscore).fit(Floats(), DataLoader([torch.randn(4, 16)], batch_size=None), loader(4))
+    assert lscore.last_record.measurements.tokens == 4
+
+
+# ---------------------------------------------------------------------- ways of running
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fast_dev_run": True},
+        {"limit_val_batches": 0},
+        {"limit_val_batches": 0.5},
+        {
+            "barebones": True,
+            "default_root_dir": None,
+            "log_every_n_steps": None,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": None,
+        },
+        {"inference_mode": False},
+        {"precision": "bf16-mixed"},
+        {"max_epochs": 2, "check_val_every_n_epoch": 2},
+    ],
+    ids=lambda o: next(iter(o)),
+)
+def test_the_trainers_options_work(options, trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer(LScore(), **options).fit(PlainLM(), loader(8), loader(8))
+
+
+def test_an_exception_ends_the_thread_and_removes_the_hooks(trainer):
+    import threading
+
+    class Fails(HuggingFaceLM):
+        def validation_step(self, batch, batch_idx):
+            raise RuntimeError("the user's own")
+
+    lscore, model = LScore(), Fails()
+    with pytest.raises(RuntimeError, match="the user's own"):
+        trainer(lscore).fit(model, loader(8), loader(4))
+    assert not model.model._forward_hooks
+    assert not [t for t in threading.enumerate() if "lscore" in t.name]
+
+
+def test_it_pickles_before_and_after_a_fit(trainer):
+    lscore = LScore()
+    pickle.loads(pickle.dumps(lscore))
+    trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+    pickle.loads(pickle.dumps(lscore))
