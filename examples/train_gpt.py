@@ -1,0 +1,178 @@
+"""Trains a small byte-level language model and stops when more spending no longer buys enough.
+
+A GPT of about 0.9M parameters reads the source of Python's own standard library, which every
+machine with Python has. LScore charges for tokens and machine time by a stated budget, so that L
+turns upwards while perplexity still falls: that is where the run ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_lscore import Factor, Formula, LScore, read_records
+from lightning_lscore.plots import plot_run
+from lightning_lscore.report import spending_summary, validation_table
+
+CONTEXT = 128  # bytes
+BATCH = 16  # sequences
+
+# What the run may cost: at this spending L is the perplexity, beyond it L is more. The weights say
+# that twice the tokens and the machine time must buy 1 - 2^-(0.2 + 0.1) = 19 % lower perplexity.
+BUDGET = Formula(
+    D=Factor("tokens", reference=500_000, weight=0.2),
+    H=Factor("device_hours", reference=60 / 3600, weight=0.1),
+    origin="the example's budget: 500k tokens and one minute of machine time",
+)
+
+
+class GPT(lightning.LightningModule):
+    """A transformers language model; LScore finds its logits and labels by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=256,
+                hidden_size=128,
+                intermediate_size=352,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT,
+                tie_word_embeddings=True,
+            )
+        )
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.model(**batch).loss
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.model(**batch).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.1)
+
+
+def read_files(text: Path | None) -> list[bytes]:
+    """The corpus, one piece a file: a file or folder of text, or the standard library's source."""
+    if text is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skip = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+        paths = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
+    elif text.is_dir():
+        paths = [p for p in text.rglob("*") if p.is_file()]
+    else:
+        paths = [text]
+    files = [data for p in sorted(paths) if (data := p.read_bytes())]
+    if len(files) == 1:  # one file: the split is made between its paragraphs
+        files = [part for part in files[0].split(b"\n\n") if part]
+    return files
+
+
+def make_set(files: list[bytes]) -> TensorDataset:
+    """Sequences of CONTEXT bytes."""
+    data = torch.frombuffer(bytearray(b"\n".join(files)), dtype=torch.uint8)
+    rows = data[: len(data) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    return TensorDataset(rows)
+
+
+def collate(samples: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    ids = torch.stack([row for (row,) in samples]).long()
+    return {"input_ids": ids, "labels": ids}
+
+
+def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
+    """Training and validation loaders; no file is in both."""
+    files = read_files(text)
+    random.Random(seed).shuffle(files)
+    held_out = max(1, len(files) // 10)
+    train, validation = make_set(files[held_out:]), make_set(files[:held_out])
+    if len(train) < BATCH or not len(validation):
+        sys.exit(
+            f"expected text of at least {2 * BATCH * CONTEXT} bytes in two files or paragraphs, got "
+            f"{sum(map(len, files))} bytes in {len(files)}. Give more with --text."
+        )
+    validation.tensors = (validation.tensors[0][:256],)
+    return (
+        DataLoader(train, BATCH, shuffle=True, drop_last=True, collate_fn=collate),
+        DataLoader(validation, 64, collate_fn=collate),
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--text", type=Path, help="a file or folder of text; None: the standard library's source"
+    )
+    parser.add_argument("--max-steps", type=int, default=1000, help="end of the run at the latest")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the split, the order")
+    parser.add_argument("--accelerator", default="cpu", help="cpu, gpu, auto, ... (Lightning's)")
+    parser.add_argument("--devices", type=int, default=1, help="how many of them")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for what is written")
+    arguments = parser.parse_args()
+    if arguments.text is not None and not arguments.text.exists():
+        parser.error(f"--text: expected a file or folder, and there is no {arguments.text}")
+    for name in ("max_steps", "devices"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option}: expected at least 1, got {getattr(arguments, name)}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    # A few worker processes would not make reading bytes from memory any faster.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    lightning.seed_everything(arguments.seed, verbose=False)
+    train, validation = make_loaders(arguments.text, arguments.seed)
+
+    csv = CSVLogger(arguments.out, name="train_gpt")
+    tensorboard = TensorBoardLogger(
+        arguments.out, name="train_gpt", version=f"version_{csv.version}"
+    )
+    checkpoint = ModelCheckpoint(
+        monitor="L", filename="step={step}-L={L:.4f}", auto_insert_metric_name=False
+    )
+    trainer = lightning.Trainer(
+        max_steps=arguments.max_steps,
+        max_epochs=-1,
+        accelerator=arguments.accelerator,
+        devices=arguments.devices,
+        logger=[csv, tensorboard],
+        callbacks=[
+            LScore(BUDGET),
+            checkpoint,
+            EarlyStopping(monitor="L", patience=4, verbose=True),
+        ],
+        val_check_interval=20,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=20,
+        enable_model_summary=False,
+    )
+    trainer.fit(GPT(), train, validation)
+
+    if trainer.is_global_zero:
+        folder = Path(csv.log_dir)
+        records = read_records(folder)
+        plot_run(records, folder / "lscore.png")
+        print(f"\n{validation_table(records)}\n\n{spending_summary(records)}")
+        print(f"\nbest checkpoint: {checkpoint.best_model_path}\npicture: {folder / 'lscore.png'}")
+
+
+if __name__ == "__main__":
+    main()
