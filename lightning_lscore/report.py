@@ -13,7 +13,9 @@ def validation_table(records: Sequence[Record]) -> str:
 
     The best L is marked ``<``. What is missing shows as ``-``.
     """
-    rows = [("step", "tokens", "time", "perplexity", "f_D", "f_A", "f_H", "L", "")]
+    rows: list[tuple[str, ...]] = [
+        ("step", "tokens", "time", "perplexity", "f_D", "f_A", "f_H", "L", "")
+    ]
     best = best_record(records)
     for r in records:
         m, s = r.measurements, r.score

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 VOCABULARY = 32
 LENGTH = 12
 
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 

@@ -33,8 +33,9 @@ class Watch(pl.Callback):
 
 def counters(lscore: LScore) -> dict[str, float]:
     """What does not depend on the clock."""
-    names = "tokens samples steps epochs model_flops validation_tokens perplexity".split()
-    return {name: lscore.last_record.measurements.get(name) for name in names}
+    m = lscore.last_record.measurements
+    names = ("tokens", "samples", "steps", "epochs", "model_flops", "validation_tokens")
+    return {name: m.get(name) for name in (*names, "perplexity")}
 
 
 # ---------------------------------------------------------------------- what is logged
