@@ -1,0 +1,121 @@
+"""A machine of invented NVIDIA GPUs behind the functions of the real `pynvml`.
+
+Functions are replaced by the names they have there, so a name that does not exist fails the test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+ERROR_CODES = sorted(
+    {code for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
+)
+"""Every code that this nvidia-ml-py knows."""
+
+QUERIES = {
+    "busy": "nvmlDeviceGetUtilizationRates",
+    "power_watts": "nvmlDeviceGetPowerUsage",
+    "energy_joules": "nvmlDeviceGetTotalEnergyConsumption",
+    "memory_used_bytes": "nvmlDeviceGetMemoryInfo",
+}
+"""The function behind each measure of a reading."""
+
+UUID = "ffc79498-8ff3-c2dc-3b0d-fafd804516ae"
+OTHER_UUID = "0a1b2c3d-0000-1111-2222-333344445555"
+
+
+@dataclass
+class FakeGpu:
+    """One GPU or MIG slice. Power, utilisation and energy of a slice are those of its board."""
+
+    uuid: str = f"GPU-{UUID}"
+    is_slice: bool = False
+    board_in_mig_mode: bool = False
+    energy_counter: bool = True
+    utilization_percent: int = 75
+    power_milliwatts: int = 350_000
+    energy_millijoules: int = 5_000_000
+    memory_bytes: int = 12 * 2**30
+    reserved_bytes: int = 2**29
+
+
+@dataclass
+class FakeNvml:
+    """The driver: which GPUs there are, and which calls fail with which code."""
+
+    gpus: list[FakeGpu] = field(default_factory=lambda: [FakeGpu()])
+    faults: dict[str, int] = field(default_factory=dict)
+    knows_mig: bool = True
+    knows_memory_v2: bool = True
+    initialised: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+        for name in dir(type(self)):
+            if name.startswith("nvml"):
+                monkeypatch.setattr(pynvml, name, self._guarded(name))
+        return self
+
+    def _guarded(self, name: str) -> Any:
+        function = getattr(self, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            if name in self.faults:
+                raise pynvml.NVMLError(self.faults[name])
+            if name != "nvmlInit" and not self.initialised:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
+            return function(*args, **kwargs)
+
+        return call
+
+    def nvmlInit(self) -> None:
+        self.initialised += 1
+
+    def nvmlShutdown(self) -> None:
+        self.initialised -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:
+        for gpu in self.gpus:
+            if gpu.uuid == uuid:
+                return gpu
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
+        raise AssertionError("NVML's indexes are not CUDA's")
+
+    def nvmlDeviceIsMigDeviceHandle(self, gpu: FakeGpu) -> ctypes.c_uint:
+        if not self.knows_mig:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return ctypes.c_uint(gpu.is_slice)  # not an int: nvidia-ml-py gives the C object
+
+    def nvmlDeviceGetMigMode(self, gpu: FakeGpu) -> list[int]:
+        if not self.knows_mig or gpu.is_slice:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [int(gpu.board_in_mig_mode), int(gpu.board_in_mig_mode)]
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: FakeGpu) -> SimpleNamespace:
+        return SimpleNamespace(gpu=gpu.utilization_percent, memory=1)
+
+    def nvmlDeviceGetPowerUsage(self, gpu: FakeGpu) -> int:
+        return gpu.power_milliwatts
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, gpu: FakeGpu) -> int:
+        if not gpu.energy_counter:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpu.energy_millijoules
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu, version: int | None = None) -> SimpleNamespace:
+        if version is None:
+            return SimpleNamespace(used=gpu.memory_bytes + gpu.reserved_bytes)
+        if not self.knows_memory_v2:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        assert version == pynvml.nvmlMemory_v2
+        return SimpleNamespace(used=gpu.memory_bytes)
