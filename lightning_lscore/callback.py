@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib import metadata
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -26,30 +22,11 @@ from .formula import Formula
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
 from .perplexity import Perplexity
-from .records import RECORD_FILE, Record, append_record
+from .ranks import gather_numbers, gather_objects
+from .records import RECORD_FILE, Record, append_record, versions
 from .run import Evaluation, Run, measure
 from .session import Session
 from .spending import Spending
-
-LOGGED = (
-    "tokens",
-    "tokens_per_second",
-    "trainable_parameters",
-    "total_parameters",
-    "train_hours",
-    "device_hours",
-    "capacity_flops",
-    "model_flops",
-    "mfu",
-    "gpu_busy_fraction",
-    "gpu_memory_peak_gib",
-    "power_watts",
-    "energy_kwh",
-    "bits_per_byte",
-    "validation_tokens",
-    "elasticity",
-)
-"""Measures that are logged, each under ``lscore/``."""
 
 
 class LScore(Callback):
@@ -154,11 +131,11 @@ class LScore(Callback):
             trainer.strategy.root_device,
             str(trainer.precision),
             rank=trainer.global_rank,
-            gather=_gather_objects,
+            gather=gather_objects,
             interval=self._sample_interval,
         )
         # After an earlier fit ranks may differ in what they think the others spent; L must not.
-        self._run.spent = _gather_objects(self._run.spent)[0]
+        self._run.spent = gather_objects(self._run.spent)[0]
         self._session = Session(
             devices,
             before=self._run.spent,
@@ -247,7 +224,7 @@ class LScore(Callback):
         values["lscore/validation_tokens"] = evaluation.total_tokens
         if self._session is not None:
             record = self._record(trainer, pl_module, evaluation, self._session)
-            values = _logged(record)
+            values = record.logged_values()
         if len(self._perplexities) > 1:
             for index, perplexity in enumerate(evaluation.perplexities):
                 values[f"perplexity/dataloader_idx_{index}"] = perplexity
@@ -276,16 +253,15 @@ class LScore(Callback):
         tokens = [int(p.count) for p in self._perplexities]
         mine = self._session.share() if self._session is not None else Spending()
         n = len(nll)
-        ranks = _gather_numbers(trainer, [*nll, *tokens, *mine.to_dict().values()])
+        spent = mine.to_dict()
+        numbers = [*nll, *tokens, *spent.values()]
+        ranks = gather_numbers(numbers, trainer.strategy.root_device)
         if self._session is not None:
-            names = mine.to_dict()
-            shares = [Spending.from_dict(dict(zip(names, r[2 * n :], strict=True))) for r in ranks]
+            shares = [Spending.from_dict(dict(zip(spent, r[2 * n :], strict=True))) for r in ranks]
             self._run.spent = self._session.settle(mine, shares)
-        return Evaluation(
-            nll_sums=tuple(math.fsum(column) for column in list(zip(*ranks, strict=True))[:n]),
-            tokens=tuple(int(sum(column)) for column in list(zip(*ranks, strict=True))[n : 2 * n]),
-            source=self._capture.source,
-        )
+        sums = [math.fsum(column) for column in zip(*ranks, strict=True)]
+        counts = tuple(map(int, sums[n : 2 * n]))
+        return Evaluation(tuple(sums[:n]), counts, self._capture.source)
 
     def _record(
         self,
@@ -391,7 +367,7 @@ class LScore(Callback):
 
     def _find_record_path(self, trainer: Trainer) -> str | None:
         directory = trainer.log_dir  # asks the other ranks, so all must ask
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
             return None
         path = os.path.join(directory or trainer.default_root_dir, self.prefix + RECORD_FILE)
         return path
@@ -411,44 +387,3 @@ def planned_batches(trainer: Trainer) -> float | None:
         limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
     least = min(limits, default=math.inf)
     return float(least) if 0 < least < math.inf else None
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
-    found = {}
-    for name in ("lightning-lscore", "lightning", "torch", "torchmetrics", "transformers"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def _logged(record: Record) -> dict[str, float]:
-    score, measured = record.score, record.measurements.measured()
-    values = {
-        "L": score.L,
-        "perplexity": score.perplexity,
-        "f_D": score.f_D,
-        "f_A": score.f_A,
-        "f_H": score.f_H,
-        **{f"lscore/{name}": measured.get(name) for name in LOGGED},
-    }
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _gather_objects(mine: Any) -> list[Any]:
-    """The objects of all ranks, in their order. Collective."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
-
-
-def _gather_numbers(trainer: Trainer, mine: Sequence[float]) -> list[list[float]]:
-    """The numbers of all ranks, in their order, in one exchange. Collective."""
-    if trainer.world_size == 1:
-        return [list(mine)]
-    numbers = torch.tensor(mine, dtype=torch.float64, device=trainer.strategy.root_device)
-    gathered: list[list[float]] = trainer.strategy.all_gather(numbers).view(-1, len(mine)).tolist()
-    return gathered

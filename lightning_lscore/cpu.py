@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lightning_lscore.hardware import Device, Reading
+from .hardware import Device, Reading
 
 __all__ = ["CpuProbe"]
 

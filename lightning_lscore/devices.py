@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from .cpu import CpuProbe
-from .hardware import Device, Probe, Sampler, SilentProbe
+from .hardware import Device, Probe, SilentProbe
 from .nvml import cuda_probe
 from .peaks import measured_peak, peak_flops
+from .sampler import Sampler
 
 Gather = Callable[[Any], list[Any]]
 """Gives every rank the objects of all ranks, in the order of the ranks."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lightning_lscore.hardware import Device, Probe, ProbeLost, Reading, SilentProbe
+from .hardware import Device, Probe, ProbeLost, Reading, SilentProbe
 
 __all__ = ["NvmlProbe", "cuda_probe"]
 

@@ -7,11 +7,14 @@ passed over when reading, and what was repeated after a resume replaces what it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from .formula import Formula, Score
@@ -19,6 +22,26 @@ from .measurements import MEASURES, Measurements
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
+
+LOGGED = (
+    "tokens",
+    "tokens_per_second",
+    "trainable_parameters",
+    "total_parameters",
+    "train_hours",
+    "device_hours",
+    "capacity_flops",
+    "model_flops",
+    "mfu",
+    "gpu_busy_fraction",
+    "gpu_memory_peak_gib",
+    "power_watts",
+    "energy_kwh",
+    "bits_per_byte",
+    "validation_tokens",
+    "elasticity",
+)
+"""Measures that are logged, each under ``lscore/``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +70,19 @@ class Record:
     def L(self) -> float | None:
         """The cost-adjusted perplexity of this validation."""
         return self.score.L
+
+    def logged_values(self) -> dict[str, float]:
+        """What loggers get, by key; what has no value is left out."""
+        score, measured = self.score, self.measurements.measured()
+        values = {
+            "L": score.L,
+            "perplexity": score.perplexity,
+            "f_D": score.f_D,
+            "f_A": score.f_A,
+            "f_H": score.f_H,
+            **{f"lscore/{name}": measured.get(name) for name in LOGGED},
+        }
+        return {key: value for key, value in values.items() if value is not None}
 
     def rescored(self, formula: Formula) -> Score:
         """The score of the same measurements under another formula."""
@@ -110,6 +146,16 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    found = {}
+    for name in ("lightning-lscore", "lightning", "torch", "torchmetrics", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def append_record(path: str | os.PathLike[str], record: Record) -> None:

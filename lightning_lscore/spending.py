@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .hardware import Totals
+from .meter import Totals
 
 
 @dataclass(frozen=True, kw_only=True)

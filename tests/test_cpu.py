@@ -9,7 +9,8 @@ import pytest
 
 from lightning_lscore import cpu
 from lightning_lscore.cpu import CpuProbe
-from lightning_lscore.hardware import Meter, Reading
+from lightning_lscore.hardware import Reading
+from lightning_lscore.meter import Meter
 
 RAPL = "sys/class/powercap"
 

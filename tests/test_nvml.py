@@ -11,7 +11,8 @@ import torch
 from fake_nvml import ERROR_CODES, OTHER_UUID, QUERIES, UUID, FakeGpu, FakeNvml
 
 from lightning_lscore import nvml
-from lightning_lscore.hardware import Device, ProbeLost, Reading, Sampler, SilentProbe
+from lightning_lscore.hardware import Device, ProbeLost, Reading, SilentProbe
+from lightning_lscore.sampler import Sampler
 from lightning_lscore.nvml import NvmlProbe, cuda_probe
 
 MEASURES = {f.name for f in fields(Reading)}
