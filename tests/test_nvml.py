@@ -12,8 +12,8 @@ from fake_nvml import ERROR_CODES, OTHER_UUID, QUERIES, UUID, FakeGpu, FakeNvml
 
 from lightning_lscore import nvml
 from lightning_lscore.hardware import Device, ProbeLost, Reading, SilentProbe
-from lightning_lscore.sampler import Sampler
 from lightning_lscore.nvml import NvmlProbe, cuda_probe
+from lightning_lscore.sampler import Sampler
 
 MEASURES = {f.name for f in fields(Reading)}
 GPU = Device(key=f"GPU-{UUID}", name="NVIDIA H100 80GB HBM3", kind="cuda")

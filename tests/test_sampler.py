@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 import pytest
 
 from lightning_lscore.hardware import Device, ProbeLost, Reading, SilentProbe
+from lightning_lscore.meter import Totals
 from lightning_lscore.sampler import RETRY_SECONDS, Sampler
 
 PATIENCE = 20.0  # seconds that a handshake with the thread may take before a test gives up
