@@ -62,9 +62,9 @@ def find_devices(
     """
     dtype = compute_dtype(precision, module, root)
     places = {p.device for p in module.parameters() if p.device.type == root.type}
-    places = {root} | places
-    probes = [_probe(place) for place in sorted(places, key=str)]
-    keys = [probe.device.key for probe in probes]
+    # By key, since "cuda" and "cuda:0" are one.
+    by_key = {p.device.key: p for p in map(_probe, sorted({root, *places}, key=str))}
+    keys, probes = list(by_key), list(by_key.values())
 
     ranks = gather((keys, torch.get_num_threads()))
     owner = {key: r for r, (theirs, _) in reversed([*enumerate(ranks)]) for key in theirs}

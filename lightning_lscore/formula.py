@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .measurements import Measurements, check_measure, exp
+from .measurements import Measurements, as_number, check_measure, exp, short
 
 # These stay the same while a run goes on; everything else grows with it.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
@@ -72,19 +72,13 @@ class Factor:
         if self.c is None:
             object.__setattr__(self, "c", 0.0 if self.measure in _OF_THE_MODEL else 1.0)
         for name, least in (("reference", "> 0"), ("weight", ">= 0"), ("c", ">= 0")):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if (
-                not number
-                or not math.isfinite(value)
-                or value < 0
-                or (least == "> 0" and value == 0)
-            ):
+            value = as_number(getattr(self, name))
+            if value is None or not 0 <= value < math.inf or (least == "> 0" and value == 0):
                 raise ValueError(
                     f"Factor.{name} of {self.measure!r}: expected a finite number {least}, "
-                    f"got {value!r}."
+                    f"got {short(getattr(self, name))}."
                 )
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, value)
 
     def ln_f(self, x: float) -> float:
         """ln f at x = measure / reference >= 0; -inf where f is 0."""
@@ -130,7 +124,8 @@ class Score:
         T, D, A, H = self.perplexity, self.f_D, self.f_A, self.f_H
         if T is None or D is None or A is None or H is None:
             return None
-        return T * D * A * H
+        # Smallest first: a factor of 0 must not meet a product that has overflowed.
+        return math.prod(sorted((T, D, A, H)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +160,12 @@ class Formula:
     def __post_init__(self) -> None:
         for letter in "DAH":
             factor = getattr(self, letter)
-            if isinstance(factor, (int, float)) and not isinstance(factor, bool):
-                _positive(factor, f"Formula.{letter}")
-                object.__setattr__(self, letter, float(factor))
+            if isinstance(factor, (int, float)):
+                object.__setattr__(self, letter, _positive(factor, f"Formula.{letter}"))
             elif not callable(factor):
                 raise ValueError(
                     f"Formula.{letter}: expected a Factor, a number > 0 or a function of the "
-                    f"measurements, got {factor!r}."
+                    f"measurements, got {short(factor)}."
                 )
 
     def score(self, measurements: Measurements) -> Score:
@@ -247,13 +241,11 @@ class Formula:
         """
         if not isinstance(data, Mapping) or data.get("lscore_formula") != 1:
             raise ValueError(
-                f'expected a formula ({{"lscore_formula": 1, "D": ...}}), got {_short(data)}.'
+                f'expected a formula ({{"lscore_formula": 1, "D": ...}}), got {short(data)}.'
             )
         unknown = set(data) - {"lscore_formula", "origin", "D", "A", "H"}
         if unknown:
-            raise ValueError(
-                f"expected D, A, H and origin in a formula, got {_short(unknown)} too."
-            )
+            raise ValueError(f"expected D, A, H and origin in a formula, got {short(unknown)} too.")
         factors = {x: _factor_from_json(x, data[x]) for x in "DAH" if x in data}
         return cls(origin=str(data.get("origin", "given")), **factors)
 
@@ -299,10 +291,10 @@ def compute_optimal_tokens(parameters: float) -> float:
 
 
 def _positive(value: Any, what: str) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{what}: expected a finite number > 0, got {value!r}.")
-    return float(value)
+    number = as_number(value)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"{what}: expected a finite number > 0, got {short(value)}.")
+    return number
 
 
 def _factor_to_json(factor: AnyFactor) -> Any:
@@ -322,18 +314,13 @@ def _factor_to_json(factor: AnyFactor) -> Any:
 def _factor_from_json(letter: str, data: Any) -> Any:
     if isinstance(data, Mapping) and set(data) == {"function"}:
         raise ValueError(
-            f"{letter} of this formula is the function {_short(data['function'])}, which no file "
+            f"{letter} of this formula is the function {short(data['function'])}, which no file "
             "can hold. Build the formula in Python, where the function is."
         )
     if not isinstance(data, Mapping):
         return data  # a constant: Formula checks it
     if not {"measure", "reference", "weight"} <= set(data) <= {*Factor.__dataclass_fields__}:
         raise ValueError(
-            f"{letter} of a formula: expected measure, reference, weight and c, got {_short(data)}."
+            f"{letter} of a formula: expected measure, reference, weight and c, got {short(data)}."
         )
     return Factor(**data)
-
-
-def _short(data: Any) -> str:
-    text = repr(data)
-    return text if len(text) <= 200 else text[:200] + " ..."

@@ -6,6 +6,7 @@ how it was obtained or why it is missing.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -80,9 +81,9 @@ class Measurements:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            if as_number(value) is None:
                 raise ValueError(
-                    f"Measurements.{name}: expected a number or None, got {value!r}. "
+                    f"Measurements.{name}: expected a number or None, got {short(value)}. "
                     "Leave out what was not measured."
                 )
             finite = math.isfinite(value) or spec["may_be_infinite"]
@@ -95,7 +96,7 @@ class Measurements:
         if self.perplexity is None and self.nll is not None:
             object.__setattr__(self, "perplexity", exp(self.nll))
         elif self.nll is None and self.perplexity is not None:
-            nll = math.log(self.perplexity) if self.perplexity > 0 else -math.inf
+            nll = -math.inf if self.perplexity == 0 else math.log(self.perplexity)
             object.__setattr__(self, "nll", nll)
 
     def get(self, measure: str) -> float | None:
@@ -125,12 +126,29 @@ MEASURES: dict[str, Mapping[str, Any]] = {
 
 def check_measure(name: str) -> None:
     """Raises ValueError unless ``name`` is a measure."""
-    if name not in MEASURES:
-        import difflib
-
-        close = difflib.get_close_matches(str(name), MEASURES, n=1)
+    if not isinstance(name, str) or name not in MEASURES:
+        close = difflib.get_close_matches(name, MEASURES, n=1) if isinstance(name, str) else ()
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"expected a measure ({', '.join(MEASURES)}), got {name!r}.{hint}")
+        raise ValueError(f"expected a measure ({', '.join(MEASURES)}), got {short(name)}.{hint}")
+
+
+def as_number(value: Any) -> float | None:
+    """An int or float as a float; None for anything else, bools and what overflows included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def short(value: Any) -> str:
+    """A value for an error message: no more than a line of it, whatever it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or an int of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def exp(nll: float) -> float:

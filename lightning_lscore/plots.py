@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -39,10 +40,11 @@ def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
         upper.plot([x], [y], "*", color="C3", markersize=18, zorder=3, label=label)
         for axes in (upper, lower):
             axes.axvline(x, color="C3", linewidth=0.8, linestyle=":")
-    upper.set_yscale("log")
-    upper.set_ylabel("perplexity, log scale")
-    upper.yaxis.set_major_formatter("{x:g}")
-    upper.yaxis.set_minor_formatter("{x:g}")
+    upper.set_ylabel("perplexity")
+    if any(0 < v < math.inf for name in ("perplexity", "L") for v in _values(records, name)):
+        upper.set_yscale("log")
+        upper.yaxis.set_major_formatter("{x:g}")
+        upper.yaxis.set_minor_formatter("{x:g}")
     upper.legend()
     upper.set_title("L = perplexity · f(D) · f(A) · f(H)")
 
@@ -59,4 +61,4 @@ def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
 
 def _values(records: Sequence[Record], name: str) -> list[float]:
     values = (getattr(record.score, name) for record in records)
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any
 
 from .formula import Formula, Score
-from .measurements import MEASURES, Measurements
+from .measurements import MEASURES, Measurements, as_number, short
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
@@ -136,7 +136,7 @@ class Record:
                 time=str(data["time"]),
                 measurements=Measurements(**measured, provenance=dict(data["provenance"])),
                 score=Score(
-                    **{k: _number(score[k]) for k in ("perplexity", "f_D", "f_A", "f_H")},
+                    **{k: _part(score[k], k) for k in ("perplexity", "f_D", "f_A", "f_H")},
                     missing=tuple(map(str, score["missing"])),
                 ),
                 formula=dict(data["formula"]),
@@ -197,6 +197,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
             "log directory, or the folder that holds it."
         )
     records: list[Record] = []
+    newest: dict[str, int] = {}  # batch of each run's last line
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
@@ -205,15 +206,11 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
                 record = Record.from_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-            repeats = records and _repeats(record, records[-1])
-            if repeats:
-                records = [r for r in records if not _repeats(record, r)]
+            if record.batch <= newest.get(record.run, -1):
+                records = [r for r in records if r.run != record.run or r.batch < record.batch]
+            newest[record.run] = record.batch
             records.append(record)
     return records
-
-
-def _repeats(record: Record, earlier: Record) -> bool:
-    return earlier.run == record.run and earlier.batch >= record.batch
 
 
 def _cut_torn_line(file: Any) -> None:
@@ -244,6 +241,13 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(v) for v in value]
     return value
+
+
+def _part(value: Any, name: str) -> float | None:
+    number = _number(value)
+    if number is not None and as_number(number) is None:
+        raise ValueError(f"score.{name}: expected a number or null, got {short(value)}")
+    return as_number(number)
 
 
 def _number(value: Any) -> Any:

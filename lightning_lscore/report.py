@@ -32,7 +32,7 @@ def validation_table(records: Sequence[Record]) -> str:
 def best_record(records: Sequence[Record]) -> Record | None:
     """The validation with the lowest L, None if no L is a number."""
     scored = [r for r in records if r.L is not None and not math.isnan(r.L)]
-    return min(scored, key=lambda r: r.L or math.inf, default=None)
+    return min(scored, key=lambda r: r.score.L, default=None)  # type: ignore[return-value, arg-type]
 
 
 def spending_summary(records: Sequence[Record]) -> str:
@@ -44,9 +44,11 @@ def spending_summary(records: Sequence[Record]) -> str:
         busy = "" if m.gpu_busy_fraction is None else f", busy {m.gpu_busy_fraction:.0%}"
         spent.append(f"model FLOPs utilisation {m.mfu:.1%} of the peak{busy}")
     if best is None:
-        return "; ".join(spent) + "\nno L was scored: " + "; ".join(last.score.missing)
+        why = "; ".join(last.score.missing) or "every L is NaN"
+        return "; ".join(spent) + f"\nno L was scored: {why}"
     lines = ["; ".join(spent), f"best L {best.L:.4f} at step {best.step}, for {_spending(best)}"]
-    lines.append(_after_the_best(best, last))
+    if len(records) > 1:
+        lines.append(_after_the_best(best, last))
     return "\n".join(lines)
 
 
@@ -58,11 +60,12 @@ def _after_the_best(best: Record, last: Record) -> str:
         before, after = best.measurements.get(name), last.measurements.get(name)
         if before and after:
             more.append(f"{after / before - 1:+.0%} {name.replace('_', ' ')}")
+    spent = " and ".join(more) or "more spending"
     T0, T1 = best.score.perplexity, last.score.perplexity
-    if not T0 or not T1 or best.L is None or last.L is None:
-        return f"after that, {' and '.join(more)} were spent"
+    if not T0 or not T1 or not best.L or not last.L:
+        return f"after that, {spent} brought no lower L"
     return (
-        f"after that, {' and '.join(more)} changed perplexity by {T1 / T0 - 1:+.1%} "
+        f"after that, {spent} changed perplexity by {T1 / T0 - 1:+.1%} "
         f"({T0:.4f} to {T1:.4f}) and L by {last.L / best.L - 1:+.1%}"
     )
 

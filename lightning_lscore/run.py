@@ -51,6 +51,8 @@ class Evaluation:
 
     def provenance(self) -> str:
         """Where the perplexity came from and what, if anything, is wrong with it."""
+        if not self.total_tokens:
+            return f"measured: {self.source}; NaN because no held-out token was counted"
         if math.isnan(self.nll):
             return f"measured: {self.source}; NaN because a logit was NaN or +infinity"
         if math.isinf(self.nll):
@@ -77,25 +79,24 @@ class Run:
     def settle_formula(self, parameters: ParameterCount) -> Formula:
         """The formula in force; made from the run's own plan if none was given."""
         if self.formula is None:
-            planned = self.planned_batches
-            tokens = planned * self.spent.tokens / self.spent.batches if planned else None
+            planned, spent = self.planned_batches, self.spent
+            tokens = planned * spent.tokens / spent.batches if planned and spent.batches else None
             self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
         return self.formula
 
     def with_elasticity(self, measurements: Measurements) -> Measurements:
         """Adds d ln T / d ln spent since the last validation, in the measure of H, else of D."""
         assert self.formula is not None
-        measure = next(
-            (f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)), "tokens"
-        )
-        nll, spent = measurements.nll, measurements.get(measure)
+        measures = [f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)]
+        measures = [m for m in measures if measurements.get(m)] or ["tokens"]
+        nll, spent = measurements.nll, measurements.get(measures[0])
         previous, self.last_point = self.last_point, None
         value, how = None, "unavailable: it takes two validations with a finite perplexity"
         if nll is not None and math.isfinite(nll) and spent:
             self.last_point = (nll, spent)
             if previous is not None and spent > previous[1]:
                 value = (nll - previous[0]) / math.log(spent / previous[1])
-                how = f"measured: since the last validation, spending in {measure}"
+                how = f"measured: since the last validation, spending in {measures[0]}"
         provenance = {**measurements.provenance, "elasticity": how}
         return replace(measurements, elasticity=value, provenance=provenance)
 

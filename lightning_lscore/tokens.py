@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
 
 
 def integer_tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors of integers in nested mappings, sequences and objects with attributes."""
+    """All tensors of integers in nested mappings, sequences and dataclasses."""
     if isinstance(batch, Tensor):
         if _is_tokens(batch):
             yield batch
@@ -51,6 +52,8 @@ def integer_tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         for value in batch:
             yield from integer_tensors(value)
+    elif dataclasses.is_dataclass(batch):
+        yield from integer_tensors(vars(batch))
 
 
 def _is_tokens(tensor: Tensor) -> bool:

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lscore.meter import Totals
+from lightning_lscore.spending import Spending
+
+# Whole numbers in floats, so that sums are exact and order does not matter.
+COUNTS = st.integers(0, 2**40)
+
+
+def numbers(cls, skip=()):
+    return {
+        f.name: COUNTS if f.type == "int" else COUNTS.map(float)
+        for f in fields(cls)
+        if f.name not in skip
+    }
+
+
+TOTALS = st.builds(Totals, **numbers(Totals))
+SPENDING = st.builds(Spending, **numbers(Spending, skip=["hardware"]), hardware=TOTALS)
+
+PLAIN = [f.name for f in fields(Spending) if f.name != "hardware"]
+SUMMED_OVER_RANKS = {"tokens", "samples", "model_flops"}
+
+
+def flat(spending):
+    return spending.to_dict()
+
+
+@settings(max_examples=30)
+@given(SPENDING, SPENDING)
+def test_then_adds_everything_up(a, b):
+    """What comes after is added, but for the memory's peak, of which the larger counts."""
+    joined = flat(a.then(b))
+    for name, value in joined.items():
+        join = max if name == "memory_peak_bytes" else (lambda x, y: x + y)
+        assert value == join(flat(a)[name], flat(b)[name]), name
+
+
+@settings(max_examples=30)
+@given(SPENDING)
+def test_nothing_spent_changes_nothing(a):
+    """A new run is the zero of the sum."""
+    assert a.then(Spending()) == Spending().then(a) == a
+
+
+@settings(max_examples=30)
+@given(SPENDING, SPENDING, SPENDING)
+def test_sessions_may_be_joined_in_any_grouping(a, b, c):
+    """A run that was resumed twice does not depend on which resume came first in the sum."""
+    assert a.then(b).then(c) == a.then(b.then(c))
+
+
+@settings(max_examples=30)
+@given(st.lists(SPENDING, min_size=1, max_size=4))
+def test_ranks_add_what_is_their_own_and_share_what_is_common(ranks):
+    """Tokens and what samplers saw are summed; time, batches and capacity are the largest."""
+    together = Spending.over_ranks(ranks)
+    for name in PLAIN:
+        values = [getattr(rank, name) for rank in ranks]
+        expected = sum(values) if name in SUMMED_OVER_RANKS else max(values)
+        assert getattr(together, name) == expected, name
+    seen = ranks[0].hardware
+    for rank in ranks[1:]:
+        seen = seen + rank.hardware
+    assert together.hardware == seen
+
+
+@settings(max_examples=30)
+@given(SPENDING, SPENDING, SPENDING)
+def test_one_process_grows_by_exactly_what_it_spent(before, then, more):
+    """With one rank, asking nobody gives what asking everybody would have given."""
+    now = then.then(more)
+    assert before.then(then).grown(then, now, 1) == before.then(now)
+
+
+@settings(max_examples=30)
+@given(SPENDING, SPENDING, SPENDING, st.integers(1, 8))
+def test_ranks_that_are_alike_grow_alike(before, then, more, ranks):
+    """Plain numbers are exact for ranks that did the same; the others' samplers are left out."""
+    now = then.then(more)
+    grown = before.then(Spending.over_ranks([then] * ranks)).grown(then, now, ranks)
+    exact = before.then(Spending.over_ranks([now] * ranks))
+    assert replace(grown, hardware=Totals()) == replace(exact, hardware=Totals())
+    readings = before.hardware.readings + ranks * then.hardware.readings + more.hardware.readings
+    assert grown.hardware.readings == readings
+
+
+@settings(max_examples=30)
+@given(SPENDING)
+def test_growing_by_nothing_changes_nothing(spending):
+    """Two looks at the same moment agree, the memory's peak included."""
+    assert spending.grown(spending, spending, 4) == spending
+
+
+@settings(max_examples=30)
+@given(SPENDING)
+def test_spending_comes_back_from_a_dictionary_of_plain_numbers(spending):
+    """Through strict JSON and back, with the types that the fields have."""
+    values = json.loads(json.dumps(spending.to_dict(), allow_nan=False))
+    assert {type(v) for v in values.values()} <= {int, float}
+    back = Spending.from_dict(values)
+    assert back == spending
+    assert flat(back) == flat(spending)
+    assert [type(v) for v in flat(back).values()] == [type(v) for v in flat(spending).values()]
+
+
+@settings(max_examples=30)
+@given(SPENDING)
+def test_spending_comes_back_from_floats(spending):
+    """Ranks exchange float64 only; counts come out of it as int again."""
+    values = {name: float(value) for name, value in spending.to_dict().items()}
+    back = Spending.from_dict(values)
+    assert back == spending
+    assert isinstance(back.tokens, int)
+    assert isinstance(back.hardware.readings, int)
+
+
+def test_no_name_is_used_twice_in_the_flat_dictionary():
+    """The fields of both records fit beside each other."""
+    assert len(Spending().to_dict()) == len(PLAIN) + len(fields(Totals))
+
+
+def test_what_a_dictionary_does_not_hold_is_zero():
+    """A checkpoint of an earlier version lacks the newer counters, and one of a later has more."""
+    assert Spending.from_dict({}) == Spending()
+    assert Spending.from_dict({"tokens": 5, "invented": 1}) == Spending(tokens=5)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_new_run_has_spent_nothing(name):
+    """Every counter begins at 0 with the type of its field."""
+    value = getattr(Spending(), name)
+    assert value == 0
+    assert math.isfinite(value)
