@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ class Formula:
     def __post_init__(self) -> None:
         for letter in "DAH":
             factor = getattr(self, letter)
-            if isinstance(factor, (int, float)):
+            if isinstance(factor, numbers.Real):
                 object.__setattr__(self, letter, _positive(factor, f"Formula.{letter}"))
             elif not callable(factor):
                 raise ValueError(

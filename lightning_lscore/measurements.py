@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _measure(unit: str, meaning: str, *, may_be_infinite: bool = False) -> Any:
-    return field(
-        default=None,
-        metadata={"unit": unit, "meaning": meaning, "may_be_infinite": may_be_infinite},
-    )
+def _measure(unit: str, meaning: str, *, logged: bool = True, may_be_infinite: bool = False) -> Any:
+    metadata = {
+        "unit": unit,
+        "meaning": meaning,
+        "logged": logged,  # under "lscore/"; the record holds all of them
+        "may_be_infinite": may_be_infinite,
+    }
+    return field(default=None, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +42,33 @@ class Measurements:
     """
 
     perplexity: float | None = _measure(
-        "", "held-out perplexity, exp(sum of NLL / counted tokens)", may_be_infinite=True
+        "",
+        "held-out perplexity, exp(sum of NLL / counted tokens)",
+        logged=False,
+        may_be_infinite=True,
     )
     nll: float | None = _measure(
-        "nats/token", "mean negative log-likelihood of a held-out token", may_be_infinite=True
+        "nats/token",
+        "mean negative log-likelihood of a held-out token",
+        logged=False,
+        may_be_infinite=True,
     )
     validation_tokens: int | None = _measure("tokens", "held-out tokens that were counted")
     bits_per_byte: float | None = _measure("bits/byte", "held-out NLL per byte of text")
 
     tokens: int | None = _measure("tokens", "training tokens that the model was fed")
-    samples: int | None = _measure("samples", "training sequences that the model was fed")
-    steps: int | None = _measure("steps", "optimiser steps")
-    epochs: float | None = _measure("epochs", "passes over the training set")
+    samples: int | None = _measure(
+        "samples", "training sequences that the model was fed", logged=False
+    )
+    steps: int | None = _measure("steps", "optimiser steps", logged=False)
+    epochs: float | None = _measure("epochs", "passes over the training set", logged=False)
     model_flops: float | None = _measure("FLOP", "arithmetic that the model needs for its tokens")
 
     trainable_parameters: int | None = _measure("parameters", "parameters with a gradient")
     total_parameters: int | None = _measure("parameters", "all parameters, tied ones once")
-    flops_per_token: float | None = _measure("FLOP/token", "arithmetic of one training token")
+    flops_per_token: float | None = _measure(
+        "FLOP/token", "arithmetic of one training token", logged=False
+    )
 
     train_hours: float | None = _measure("h", "wall time of training, without validation")
     device_hours: float | None = _measure("h", "training time, summed over the devices")
@@ -81,18 +95,22 @@ class Measurements:
             value = getattr(self, name)
             if value is None:
                 continue
-            if as_number(value) is None:
+            number = as_number(value)
+            if number is None:
                 raise ValueError(
                     f"Measurements.{name}: expected a number or None, got {short(value)}. "
                     "Leave out what was not measured."
                 )
-            finite = math.isfinite(value) or spec["may_be_infinite"]
+            finite = math.isfinite(number) or spec["may_be_infinite"]
             # An NLL is >= 0 up to rounding; an elasticity is negative where spending helps.
-            if not finite or (value < 0 and name not in ("nll", "elasticity")):
+            if not finite or (number < 0 and name not in ("nll", "elasticity")):
                 raise ValueError(
                     f"Measurements.{name}: expected a finite number >= 0, got {value!r}. "
                     "Leave out what was not measured."
                 )
+            if not isinstance(value, (int, float)):  # numpy's, say, which JSON does not know
+                whole = isinstance(value, numbers.Integral)
+                object.__setattr__(self, name, int(value) if whole else number)
         if self.perplexity is None and self.nll is not None:
             object.__setattr__(self, "perplexity", exp(self.nll))
         elif self.nll is None and self.perplexity is not None:
@@ -133,8 +151,8 @@ def check_measure(name: str) -> None:
 
 
 def as_number(value: Any) -> float | None:
-    """An int or float as a float; None for anything else, bools and what overflows included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A real number as a float; None for anything else, bools and what overflows included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
         return float(value)

@@ -21,9 +21,9 @@ def repeated_samples(loader: object, batch_index: int) -> int:
     batches = loader.batch_sampler
     sampler = getattr(batches, "sampler", loader.sampler)
     size = getattr(batches, "batch_size", loader.batch_size)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or not size:
+    if not isinstance(sampler, DistributedSampler) or not size:
         return 0
     samples = len(sampler.dataset)  # type: ignore[arg-type]
     real = len(range(sampler.rank, samples, sampler.num_replicas))
     end = min((batch_index + 1) * size, sampler.num_samples)
-    return max(0, end - max(real, batch_index * size))
+    return min(max(0, end - real), size)

@@ -23,26 +23,6 @@ from .measurements import MEASURES, Measurements, as_number, short
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
 
-LOGGED = (
-    "tokens",
-    "tokens_per_second",
-    "trainable_parameters",
-    "total_parameters",
-    "train_hours",
-    "device_hours",
-    "capacity_flops",
-    "model_flops",
-    "mfu",
-    "gpu_busy_fraction",
-    "gpu_memory_peak_gib",
-    "power_watts",
-    "energy_kwh",
-    "bits_per_byte",
-    "validation_tokens",
-    "elasticity",
-)
-"""Measures that are logged, each under ``lscore/``."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -80,7 +60,7 @@ class Record:
             "f_D": score.f_D,
             "f_A": score.f_A,
             "f_H": score.f_H,
-            **{f"lscore/{name}": measured.get(name) for name in LOGGED},
+            **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k]["logged"]},
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -164,11 +144,12 @@ def append_record(path: str | os.PathLike[str], record: Record) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
+    line = record.to_json().encode() + b"\n"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path, "a+b") as file:
         _cut_torn_line(file)
         # One write, so that a crash tears at most this line, and readers see it whole or not.
-        file.write(record.to_json().encode() + b"\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

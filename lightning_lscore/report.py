@@ -19,11 +19,11 @@ def validation_table(records: Sequence[Record]) -> str:
     best = best_record(records)
     for r in records:
         m, s = r.measurements, r.score
-        factors = (_number(f, "7.4f") for f in (s.f_D, s.f_A, s.f_H))
+        factors = (_number(f) for f in (s.f_D, s.f_A, s.f_H))
         tokens, time = _count(m.tokens), _duration(m.train_hours)
         mark = "<" if r is best else ""
-        L = _number(s.L, "9.4f")
-        rows.append((str(r.step), tokens, time, _number(s.perplexity, "9.4f"), *factors, L, mark))
+        L = _number(s.L)
+        rows.append((str(r.step), tokens, time, _number(s.perplexity), *factors, L, mark))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -37,6 +37,8 @@ def best_record(records: Sequence[Record]) -> Record | None:
 
 def spending_summary(records: Sequence[Record]) -> str:
     """What was spent, and what the spending after the best L bought."""
+    if not records:
+        return "no validation was recorded"
     last, best = records[-1], best_record(records)
     spent = [f"spent: {_spending(last)}"]
     m = last.measurements
@@ -93,5 +95,5 @@ def _duration(hours: float | None) -> str:
     return f"{hours * 3600:.1f} s" if hours < 0.1 else f"{hours:.2f} h"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form).strip()
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -73,8 +73,8 @@ class Run:
     """The one in force; None until the first validation, when tokens a batch are known."""
     logged: dict[str, float] = field(default_factory=dict)
     """What the last validation logged."""
-    last_point: tuple[float, float] | None = None
-    """NLL and spending at the last validation, for the elasticity."""
+    last_point: tuple[float, str, float] | None = None
+    """NLL, and a measure of spending with its value, at the last validation: for the elasticity."""
 
     def settle_formula(self, parameters: ParameterCount) -> Formula:
         """The formula in force; made from the run's own plan if none was given."""
@@ -87,16 +87,16 @@ class Run:
     def with_elasticity(self, measurements: Measurements) -> Measurements:
         """Adds d ln T / d ln spent since the last validation, in the measure of H, else of D."""
         assert self.formula is not None
-        measures = [f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)]
-        measures = [m for m in measures if measurements.get(m)] or ["tokens"]
-        nll, spent = measurements.nll, measurements.get(measures[0])
-        previous, self.last_point = self.last_point, None
+        charged = [f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)]
+        measure = next((m for m in charged if measurements.get(m)), "tokens")
+        nll, spent = measurements.nll, measurements.get(measure)
+        before, self.last_point = self.last_point, None
         value, how = None, "unavailable: it takes two validations with a finite perplexity"
         if nll is not None and math.isfinite(nll) and spent:
-            self.last_point = (nll, spent)
-            if previous is not None and spent > previous[1]:
-                value = (nll - previous[0]) / math.log(spent / previous[1])
-                how = f"measured: since the last validation, spending in {measures[0]}"
+            self.last_point = (nll, measure, spent)
+            if before is not None and before[1] == measure and spent > before[2]:
+                value = (nll - before[0]) / math.log(spent / before[2])
+                how = f"measured: since the last validation, spending in {measure}"
         provenance = {**measurements.provenance, "elasticity": how}
         return replace(measurements, elasticity=value, provenance=provenance)
 
@@ -141,7 +141,7 @@ class Run:
             planned_batches=state["planned_batches"],
             formula=formula,
             logged=dict(state["logged"]),
-            last_point=None if point is None else (point[0], point[1]),
+            last_point=None if point is None else (point[0], point[1], point[2]),
         )
 
 
@@ -166,60 +166,79 @@ def measure(
         devices: what the run computes on.
         reasons: why the sampler could not read something, by its name in a ``Reading``.
     """
-    seconds, hardware = spent.train_seconds, spent.hardware
-    counted = spent.tokens if not spent.uncounted_batches else None
-    device_seconds = spent.device_seconds
-    peak_sources = " + ".join(dict.fromkeys(str(d["peak_source"]) for d in devices))
-    seen = f"{hardware.observed_seconds / device_seconds:.0%} of device time" if seconds else "-"
-    sampled = f"measured: sampled over {seen}"
-    energy = "measured: energy counter" if hardware.energy_is_counter else "estimated: power"
-    clock = "measured: monotonic clock, validation excluded"
-
-    busy, watts = hardware.busy_fraction, hardware.power_watts
-    joules = hardware.energy_joules if watts is not None else None
+    seconds, hardware, n = spent.train_seconds, spent.hardware, len(devices)
+    tokens = spent.tokens if not spent.uncounted_batches else None
+    model_flops = None if tokens is None else spent.model_flops
     capacity = spent.capacity_flops or None
-    model_flops = spent.model_flops if counted is not None else None
-    found: dict[str, tuple[Any, str]] = {
-        "validation_tokens": (evaluation.total_tokens, evaluation.provenance()),
-        "tokens": (counted, "measured: counted in the batches"),
-        "samples": (spent.samples if counted is not None else None, "measured: counted"),
-        "steps": (steps, "measured: the Trainer's global_step"),
-        "epochs": (epochs, "measured: batches / batches an epoch"),
-        "model_flops": (model_flops, f"estimated: {FLOPS_CONVENTION}"),
-        "trainable_parameters": (parameters.trainable, "measured: counted"),
-        "total_parameters": (parameters.total, "measured: counted"),
-        "flops_per_token": (parameters.flops_per_token, f"estimated: {FLOPS_CONVENTION}"),
-        "train_hours": (seconds / 3600, clock),
-        "device_hours": (device_seconds / 3600, f"{clock}, times {len(devices)} device(s)"),
-        "capacity_flops": (capacity, f"estimated: device time x dense peak ({peak_sources})"),
-        "tokens_per_second": (_ratio(counted, seconds), clock),
-        "mfu": (_ratio(model_flops, capacity), "estimated: model_flops / capacity_flops"),
-        "gpu_busy_fraction": (busy, sampled),
-        "gpu_memory_peak_gib": (hardware.memory_peak_bytes / 2**30 or None, sampled),
-        "power_watts": (None if watts is None else watts * len(devices), f"{energy}, {seen}"),
-        "energy_kwh": (None if joules is None else joules / JOULES_PER_KWH, f"{energy}, {seen}"),
+    watts = hardware.power_watts
+    peaks = " + ".join(dict.fromkeys(str(d["peak_source"]) for d in devices))
+
+    held_out = evaluation.provenance()
+    clock = "measured: monotonic clock, validation excluded"
+    sampled = f"measured: sampled over {_share(hardware.observed_seconds, spent)}"
+    energy = "measured: energy counter" if hardware.energy_is_counter else "estimated: from power"
+    energy += f", over {_share(hardware.energy_known_seconds, spent)}"
+    no_tokens = (
+        f"no integer tensor in {spent.uncounted_batches} training batch(es); give "
+        "LScore(count_tokens=function)"
+    )
+    no_reading = "no reading yet"
+    no_energy = reasons.get("energy_joules", no_reading)
+
+    # measure: value, how it was obtained, why it is missing if it is None
+    found: dict[str, tuple[Any, str, str]] = {
+        "perplexity": (evaluation.perplexity, held_out, ""),
+        "nll": (evaluation.nll, held_out, ""),
+        "validation_tokens": (evaluation.total_tokens, held_out, ""),
+        "bits_per_byte": (None, "", "the bytes of the held-out text are not known"),
+        "tokens": (tokens, "measured: counted in the batches", no_tokens),
+        "samples": (None if tokens is None else spent.samples, "measured: counted", no_tokens),
+        "steps": (steps, "measured: the Trainer's global_step", ""),
+        "epochs": (epochs, "measured: batches / batches an epoch", "the data has no length"),
+        "model_flops": (model_flops, f"estimated: {FLOPS_CONVENTION}", no_tokens),
+        "trainable_parameters": (parameters.trainable, "measured: counted", ""),
+        "total_parameters": (parameters.total, "measured: counted", ""),
+        "flops_per_token": (parameters.flops_per_token, f"estimated: {FLOPS_CONVENTION}", ""),
+        "train_hours": (seconds / 3600, clock, ""),
+        "device_hours": (spent.device_seconds / 3600, f"{clock}; {n} device(s) now", ""),
+        "capacity_flops": (
+            capacity,
+            f"estimated: device time x dense peak ({peaks})",
+            f"no time spent yet, or no peak ({peaks})",
+        ),
+        "tokens_per_second": (_ratio(tokens, seconds), clock, no_tokens),
+        "mfu": (
+            _ratio(model_flops, capacity),
+            "estimated: model_flops / capacity_flops",
+            "it takes model_flops and capacity_flops",
+        ),
+        "gpu_busy_fraction": (
+            hardware.busy_fraction,
+            sampled,
+            reasons.get("busy", no_reading),
+        ),
+        "gpu_memory_peak_gib": (
+            hardware.memory_peak_bytes / 2**30 or None,
+            sampled,
+            reasons.get("memory_used_bytes", no_reading),
+        ),
+        "power_watts": (None if watts is None else watts * n, energy, no_energy),
+        "energy_kwh": (
+            None if watts is None else hardware.energy_joules / JOULES_PER_KWH,
+            energy,
+            no_energy,
+        ),
     }
-    missing = {
-        "tokens": f"no integer tensor in {spent.uncounted_batches} training batch(es); give "
-        "LScore(count_tokens=function)",
-        "epochs": "the training set has no length",
-        "capacity_flops": f"no device time yet, or no peak: {peak_sources}",
-        "gpu_busy_fraction": reasons.get("busy", "no reading yet"),
-        "gpu_memory_peak_gib": reasons.get("memory_used_bytes", "no reading yet"),
-        "power_watts": reasons.get("power_watts") or reasons.get("energy_joules", "no reading yet"),
-        "energy_kwh": reasons.get("energy_joules", "no reading yet"),
-        "bits_per_byte": "the bytes of the held-out text are not known",
-    }
-    missing["samples"] = missing["model_flops"] = missing["tokens"]
-    missing["mfu"] = missing["tokens_per_second"] = "needs tokens and training time"
+    values = {name: value for name, (value, _, _) in found.items()}
     provenance = {
-        name: how if value is not None else f"unavailable: {missing[name]}"
-        for name, (value, how) in found.items()
+        name: f"unavailable: {why}" if value is None else how
+        for name, (value, how, why) in found.items()
     }
-    provenance["bits_per_byte"] = f"unavailable: {missing['bits_per_byte']}"
-    provenance["perplexity"] = provenance["nll"] = evaluation.provenance()
-    values = {name: value for name, (value, _) in found.items()}
-    return Measurements(nll=evaluation.nll, **values, provenance=provenance)
+    return Measurements(**values, provenance=provenance)
+
+
+def _share(seconds: float, spent: Spending) -> str:
+    return f"{seconds / spent.device_seconds:.0%} of device time" if spent.device_seconds else "-"
 
 
 def _mean(total: float, count: int) -> float:
