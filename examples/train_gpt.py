@@ -103,12 +103,13 @@ def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
     files = read_files(text)
     random.Random(seed).shuffle(files)
     held_out = max(1, len(files) // 10)
-    train, validation = make_set(files[held_out:]), make_set(files[:held_out])
-    if len(train) < BATCH or not len(validation):
+    parts = files[held_out:], files[:held_out]
+    if any(sum(map(len, part)) < BATCH * CONTEXT for part in parts):
         sys.exit(
-            f"expected text of at least {2 * BATCH * CONTEXT} bytes in two files or paragraphs, "
-            f"got {sum(map(len, files))} bytes in {len(files)}. Give more with --text."
+            f"expected text of at least {20 * BATCH * CONTEXT} bytes in ten or more files or "
+            f"paragraphs, got {sum(map(len, files))} bytes in {len(files)}. Give more with --text."
         )
+    train, validation = map(make_set, parts)
     validation.tensors = (validation.tensors[0][:128],)
     return (
         DataLoader(train, BATCH, shuffle=True, drop_last=True, collate_fn=collate),
@@ -117,17 +118,16 @@ def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add(
+        "--text", type=Path, help="file or folder to learn (default: the standard library's source)"
     )
-    parser.add_argument(
-        "--text", type=Path, help="a file or folder of text; None: the standard library's source"
-    )
-    parser.add_argument("--max-steps", type=int, default=1000, help="end of the run at the latest")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the split, the order")
-    parser.add_argument("--accelerator", default="cpu", help="cpu, gpu, auto, ... (Lightning's)")
-    parser.add_argument("--devices", type=int, default=1, help="how many of them")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for what is written")
+    add("--max-steps", type=int, default=1000, help="end at the latest (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, split and order (default: %(default)s)")
+    add("--accelerator", default="cpu", help="cpu, gpu, auto, ... (default: %(default)s)")
+    add("--devices", type=int, default=1, help="how many of them (default: %(default)s)")
+    add("--out", type=Path, default=Path("runs"), help="folder to write to (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.text is not None and not arguments.text.exists():
         parser.error(f"--text: expected a file or folder, and there is no {arguments.text}")
