@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
@@ -101,6 +102,11 @@ class LScore(Callback):
         self._record_path: str | None = None
         self._warned: set[str] = set()
 
+    @property
+    def formula_in_force(self) -> Formula | None:
+        """What L is scored with; None until the first validation makes it from the run's plan."""
+        return self._run.formula
+
     # ------------------------------------------------------------------ a fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -157,6 +163,8 @@ class LScore(Callback):
             self._session.tokens.add(batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._session is not None:
+            self._session.pause()
         self._stop()
 
     def on_exception(
@@ -169,10 +177,12 @@ class LScore(Callback):
 
     def _stop(self) -> None:
         self._capture.detach()
-        if self._session is not None:
-            self._session.stop()
-            self._run.spent = self._session.total()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.stop()
+            # A GPU that failed cannot be asked for its last counts, and raises again.
+            with contextlib.suppress(RuntimeError):
+                self._run.spent = session.total()
 
     # ------------------------------------------------------------------ a validation
 
