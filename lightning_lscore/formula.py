@@ -11,13 +11,22 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .measurements import Measurements, as_number, check_measure, exp, short
 
+if TYPE_CHECKING:
+    from .records import Record
+
 # These stay the same while a run goes on; everything else grows with it.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
+# These are time, which a device can spend idle.
+_OF_TIME = ("train_hours", "device_hours", "capacity_flops")
+
+# loss = E + A / N^alpha + B / D^beta for N parameters and D tokens: the constants that Besiroglu et
+# al. 2024 (https://arxiv.org/abs/2404.10102) fitted to the runs of Hoffmann et al. 2022.
+_LAW_A, _LAW_B, _LAW_ALPHA, _LAW_BETA = 482.01, 2085.43, 0.3478, 0.3658
 
 DEFAULT_WEIGHT = 0.025
 """Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice of both
@@ -51,9 +60,13 @@ class Factor:
         reference: the amount at which the factor charges nothing, in the measure's unit, > 0.
         weight: w >= 0.
         c: >= 0. Default: 1 for what grows during a run, 0 for what is fixed by the model.
+        idle_price: what an hour of idle device costs beside a busy one, >= 0; for measures of time.
+            Priced is time · (busy + idle_price · (1 - busy)), with the share of time that the
+            device was busy. 1: a rented device costs the same idle. 0: idle time is given back.
 
     Raises:
-        ValueError: for an unknown measure, a reference <= 0, a negative weight or c, NaN, infinity.
+        ValueError: for an unknown measure, a reference <= 0, a negative weight or c, NaN, infinity,
+            or an idle price of what is not time.
 
     >>> f = Factor("tokens", reference=1e9, weight=0.1)
     >>> f.f(1.0), round(f.f(2.0), 4)
@@ -64,6 +77,7 @@ class Factor:
     reference: float
     weight: float = DEFAULT_WEIGHT
     c: float | None = None
+    idle_price: float = 1.0
 
     def __post_init__(self) -> None:
         try:
@@ -72,7 +86,8 @@ class Factor:
             raise ValueError(f"Factor.measure: {error}") from None
         if self.c is None:
             object.__setattr__(self, "c", 0.0 if self.measure in _OF_THE_MODEL else 1.0)
-        for name, least in (("reference", "> 0"), ("weight", ">= 0"), ("c", ">= 0")):
+        bounds = {"reference": "> 0", "weight": ">= 0", "c": ">= 0", "idle_price": ">= 0"}
+        for name, least in bounds.items():
             value = as_number(getattr(self, name))
             if value is None or not 0 <= value < math.inf or (least == "> 0" and value == 0):
                 raise ValueError(
@@ -80,6 +95,11 @@ class Factor:
                     f"got {short(getattr(self, name))}."
                 )
             object.__setattr__(self, name, value)
+        if self.idle_price != 1 and self.measure not in _OF_TIME:
+            raise ValueError(
+                f"Factor.idle_price: expected a measure of time ({', '.join(_OF_TIME)}), got "
+                f"{self.measure!r}, which no device spends idle."
+            )
 
     def ln_f(self, x: float) -> float:
         """ln f at x = measure / reference >= 0; -inf where f is 0."""
@@ -99,10 +119,27 @@ class Factor:
 
     def __call__(self, measurements: Measurements) -> float | None:
         """f of what was measured, None if the measure is missing."""
-        value = measurements.get(self.measure)
         if self.weight == 0:
             return 1.0
-        return None if value is None else self.f(value / self.reference)
+        priced = self.priced(measurements)
+        return None if priced is None else self.f(priced / self.reference)
+
+    def priced(self, measurements: Measurements) -> float | None:
+        """What is charged for, in the measure's unit: the measure, or time less idle time."""
+        value = measurements.get(self.measure)
+        if self.idle_price == 1:
+            return value
+        busy = measurements.get("gpu_busy_fraction")
+        if value is None or busy is None:
+            return None
+        return value * (busy + self.idle_price * (1 - busy))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the measures that it needs; none where its weight is 0."""
+        if self.weight == 0:
+            return ()
+        return (self.measure,) if self.idle_price == 1 else (self.measure, "gpu_busy_fraction")
 
 
 AnyFactor: TypeAlias = Factor | float | Callable[[Measurements], float]
@@ -200,8 +237,8 @@ class Formula:
     @property
     def measures(self) -> tuple[str, ...]:
         """Names of the measures that the formula charges for."""
-        factors = (self.D, self.A, self.H)
-        return tuple(f.measure for f in factors if isinstance(f, Factor) and f.weight > 0)
+        factors = (f for f in (self.D, self.A, self.H) if isinstance(f, Factor))
+        return tuple(dict.fromkeys(name for f in factors for name in f.measures))
 
     @classmethod
     def for_plan(cls, *, parameters: int, tokens: float | None = None) -> Formula:
@@ -219,12 +256,68 @@ class Formula:
         if not tokens:
             tokens = compute_optimal_tokens(parameters)
             origin = f"no finite plan: the compute-optimal {tokens:.4g} tokens"
+        return cls._of_plan(parameters, tokens, DEFAULT_WEIGHT, origin)
+
+    @classmethod
+    def for_model(cls, parameters: float) -> Formula:
+        """The formula for pre-training a model of this size from scratch, by the scaling law.
+
+        References are the compute-optimal tokens and what they take at 40 % of the peak; each
+        weight is half the elasticity of perplexity on the compute-optimal frontier,
+        e(N) = alpha·A·N^-alpha, with N taken as 10M at least. Such rates stop a run that starts
+        from a trained model at once, since that improves by less: use the default there.
+
+        >>> round(Formula.for_model(1e8).D.weight, 4)
+        0.1383
+        """
+        e = _LAW_ALPHA * _LAW_A * max(parameters, 1e7) ** -_LAW_ALPHA
+        tokens = compute_optimal_tokens(parameters)
+        origin = f"the scaling law for {parameters:.4g} parameters"
+        return cls._of_plan(parameters, tokens, e / 2, origin)
+
+    @classmethod
+    def _of_plan(cls, parameters: float, tokens: float, weight: float, origin: str) -> Formula:
+        flops = FLOPS_PER_PARAMETER * parameters * tokens / PLANNED_MFU
         return cls(
-            D=Factor("tokens", tokens),
-            A=Factor("trainable_parameters", parameters),
-            H=Factor("capacity_flops", FLOPS_PER_PARAMETER * parameters * tokens / PLANNED_MFU),
+            D=Factor("tokens", tokens, weight),
+            A=Factor("trainable_parameters", parameters, weight),
+            H=Factor("capacity_flops", flops, weight),
             origin=origin,
         )
+
+    @classmethod
+    def from_record(cls, run: Record | str | os.PathLike[str]) -> Formula:
+        """Freezes a baseline: the formula under which that run ended with L = its perplexity.
+
+        Measures, weights and c are those of the run's formula, references what it had spent. Under
+        it, L of another run below the baseline's perplexity means better for the money.
+
+        Args:
+            run: a record of the baseline, or the path of its record file, of which the last counts.
+
+        Raises:
+            ValueError: if the record's formula holds a function, or a measure of it was missing.
+        """
+        if isinstance(run, (str, os.PathLike)):
+            from .records import read_records
+
+            records = read_records(run)
+            if not records:
+                raise ValueError(f"expected at least one validation in {os.fspath(run)}, got none.")
+            run = records[-1]
+        formula = cls.from_dict(run.formula)
+        factors = {letter: getattr(formula, letter) for letter in "DAH"}
+        for letter, factor in factors.items():
+            if isinstance(factor, Factor) and factor.weight > 0:
+                spent = factor.priced(run.measurements)
+                if not spent:
+                    why = run.measurements.why_missing(factor.measure)
+                    raise ValueError(
+                        f"expected a baseline with a value of {factor.measure!r}, "
+                        f"got {spent}: {why}"
+                    )
+                factors[letter] = replace(factor, reference=spent)
+        return cls(**factors, origin=f"the baseline run {run.run} at step {run.step}")
 
     # ------------------------------------------------------------------ JSON
 
@@ -280,15 +373,14 @@ class Formula:
 def compute_optimal_tokens(parameters: float) -> float:
     """Training tokens D* at which more data and more parameters buy equally much.
 
-    Solves beta·B·D^-beta = alpha·A·N^-alpha, the optimum at fixed compute of the law
-    loss = E + A/N^alpha + B/D^beta, with the constants that Besiroglu et al. 2024
-    (https://arxiv.org/abs/2404.10102) fitted to the Chinchilla runs.
+    Solves beta·B·D^-beta = alpha·A·N^-alpha, the optimum at fixed compute of the scaling law
+    loss = E + A/N^alpha + B/D^beta (constants of Besiroglu et al. 2024).
 
     >>> f"{compute_optimal_tokens(1e9):.1e}"
     '2.3e+10'
     """
-    A, B, alpha, beta = 482.01, 2085.43, 0.3478, 0.3658
-    return float((beta * B / (alpha * A) * max(parameters, 1) ** alpha) ** (1 / beta))
+    ratio = _LAW_BETA * _LAW_B / (_LAW_ALPHA * _LAW_A)
+    return float((ratio * max(parameters, 1) ** _LAW_ALPHA) ** (1 / _LAW_BETA))
 
 
 def _positive(value: Any, what: str) -> float:
@@ -305,6 +397,7 @@ def _factor_to_json(factor: AnyFactor) -> Any:
             "reference": factor.reference,
             "weight": factor.weight,
             "c": factor.c,
+            "idle_price": factor.idle_price,
         }
     if isinstance(factor, float):
         return factor

@@ -61,8 +61,8 @@ class Session:
         self.devices.sampler.pause()
 
     def stop(self) -> None:
-        """Ends the sampler's thread; what was counted stays."""
-        self.pause()
+        """Ends the sampler's thread; what was counted stays. It waits for no device."""
+        self._clock.pause()
         self.devices.sampler.stop()
 
     def share(self) -> Spending:

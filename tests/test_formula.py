@@ -18,6 +18,7 @@ from lightning_lscore.formula import (
     compute_optimal_tokens,
 )
 from lightning_lscore.measurements import MEASURES, Measurements
+from lightning_lscore.records import Record, append_record
 
 WEIGHTS = st.floats(0, 10)
 SOFTNESS = st.floats(0, 100)
@@ -557,3 +558,73 @@ def test_any_bytes_in_a_file_are_a_formula_or_a_value_error(tmp_path_factory, co
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"random\.json"):
         Formula.load(path)
+
+
+# ---------------------------------------------------------------- formulas for a study
+
+
+@pytest.mark.parametrize(("parameters", "e", "tokens"), [(1e8, 0.277, 2.5e9), (1e9, 0.124, 2.3e10)])
+def test_the_formula_for_a_model_follows_the_scaling_law(parameters, e, tokens):
+    """Each weight is half the elasticity on the compute-optimal frontier."""
+    formula = Formula.for_model(parameters)
+    for factor in (formula.D, formula.A, formula.H):
+        assert 2 * factor.weight == pytest.approx(e, rel=0.005)
+    assert formula.D.reference == pytest.approx(tokens, rel=0.02)
+    assert formula.H.reference == 6 * parameters * formula.D.reference / 0.4
+
+
+def test_the_elasticity_of_a_tiny_model_is_that_of_ten_million_parameters():
+    """The law was fitted to no smaller model."""
+    assert Formula.for_model(1e5).D.weight == Formula.for_model(1e7).D.weight
+
+
+def baseline(**measured):
+    formula = Formula(
+        D=Factor("tokens", 7.0, 0.3, c=0.5), A=0.9, H=Factor("device_hours", 2.0, idle_price=0.0)
+    )
+    m = Measurements(**{"perplexity": 20.0, "tokens": 1000, "device_hours": 3.0, **measured})
+    return Record(
+        run="b", batch=1, step=5, epoch=0, time="", measurements=m,
+        score=formula.score(m), formula=formula.to_dict(),
+    )  # fmt: skip
+
+
+def test_a_baseline_ends_with_its_perplexity_times_its_constants(tmp_path):
+    """All that grew is its own reference; measures, weights and c stay."""
+    run = baseline(gpu_busy_fraction=0.25)
+    frozen = Formula.from_record(run)
+    assert frozen.score(run.measurements).L == pytest.approx(20.0 * 0.9)
+    assert frozen.D == Factor("tokens", 1000.0, 0.3, c=0.5)
+    append_record(tmp_path / "lscore.jsonl", run)
+    assert Formula.from_record(tmp_path) == frozen
+
+
+def test_a_baseline_without_a_measure_is_refused():
+    """It says which measure, and why it is missing."""
+    with pytest.raises(ValueError, match="a value of 'device_hours', got None: unavailable"):
+        Formula.from_record(baseline())
+
+
+# ---------------------------------------------------------------- idle time
+
+
+@pytest.mark.parametrize(("price", "charged"), [(1.0, 8.0), (0.0, 2.0), (0.5, 5.0), (3.0, 20.0)])
+def test_idle_time_costs_its_price(price, charged):
+    """A quarter of eight hours is busy, the rest idle."""
+    m = Measurements(device_hours=8.0, gpu_busy_fraction=0.25)
+    assert Factor("device_hours", 1.0, idle_price=price).priced(m) == charged
+
+
+def test_an_idle_price_needs_the_busy_fraction():
+    """Without it the factor is missing, and the score says which measure it lacks."""
+    score = Formula(H=Factor("device_hours", 1.0, idle_price=0.5)).score(
+        Measurements(perplexity=2.0, device_hours=8.0)
+    )
+    assert score.f_H is None
+    assert [reason.split(":")[0] for reason in score.missing] == ["gpu_busy_fraction"]
+
+
+def test_only_time_can_be_idle():
+    """Tokens are never idle."""
+    with pytest.raises(ValueError, match="expected a measure of time"):
+        Factor("tokens", 1.0, idle_price=0.5)
