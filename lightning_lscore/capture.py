@@ -62,7 +62,7 @@ class Capture:
         self._consume: Consumer | None = None
         self._batch: Any = None
         self._padding = 0
-        self._labelled = 0
+        self._labelled: Any = None  # the model that was called with labels
         self._seen: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     # ------------------------------------------------------------------ hooks
@@ -71,11 +71,14 @@ class Capture:
         """Hooks the transformers models in ``module``.
 
         Only while validating: training is left as it was, and torch.compile, which looks for hooks
-        when it first compiles, makes its evaluation graphs now.
+        when it first compiles, makes its evaluation graphs now. A model that is frozen beside one
+        that learns, such as a teacher, is not the one to be scored.
         """
         self.detach()
         if self._function is None:
-            for model in transformers_language_models(module):
+            models = transformers_language_models(module)
+            learning = [m for m in models if any(p.requires_grad for p in m.parameters())]
+            for model in learning or models:
                 hook = partial(self._after_forward, _signature(model))
                 hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
                 self._hooks.append(model.register_forward_hook(hook, with_kwargs=True))
@@ -87,7 +90,7 @@ class Capture:
         self._forget()
 
     def _forget(self) -> None:
-        self._consume, self._batch, self._seen, self._labelled = None, None, None, 0
+        self._consume, self._batch, self._seen, self._labelled = None, None, None, None
 
     def _after_forward(
         self,
@@ -106,7 +109,13 @@ class Capture:
         if labels is not None and logits is not None:
             already = bool(getattr(model.config, "is_encoder_decoder", False))
             self.source = f"forward hook on {type(model).__name__}, with its labels"
-            self._labelled += 1
+            if self._labelled not in (None, model):
+                raise ValueError(
+                    "expected one language model to be called with labels in a validation step, "
+                    f"got a {type(self._labelled).__name__} and another, a {type(model).__name__}. "
+                    "Say which one counts with LScore(logits_and_labels=function)."
+                )
+            self._labelled = model
             self._emit(logits, labels, None if already else mask, shifted=already)
         elif logits is not None and tokens is not None and logits.shape[:2] == tokens.shape:
             expected = find_tokens(self._batch)
@@ -133,7 +142,7 @@ class Capture:
             ValueError: if no logits and labels could be found, or their lengths differ.
         """
         try:
-            if self._labelled:
+            if self._labelled is not None:
                 return
             found = self._by_function(module, outputs, batch)
             found = found or self._by_outputs(outputs) or self._by_inputs(batch)
@@ -206,7 +215,9 @@ class Capture:
             labels = labels.masked_fill(mask == 0, self._ignore_index)
         if not shifted:  # move the labels: they are small, the logits are not
             labels = nn.functional.pad(labels[..., 1:], (0, 1), value=self._ignore_index)
-        if self._padding:
+        tokens = find_tokens(self._batch)
+        # Of a step that feeds its batch in parts nobody knows which one has the repeated samples.
+        if self._padding and (tokens is None or len(tokens) == len(labels)):
             labels = labels.clone()
             labels[max(0, len(labels) - self._padding) :] = self._ignore_index
         assert self._consume is not None

@@ -97,6 +97,45 @@ def test_a_compiled_lightning_module_works(trainer):
     assert lscore.last_record.measurements.perplexity == pytest.approx(expected, rel=1e-6)
 
 
+class Two(HuggingFaceLM):
+    """A student and a teacher, both called with labels."""
+
+    def __init__(self, teacher_learns: bool) -> None:
+        super().__init__()
+        self.teacher = tiny_llama().requires_grad_(teacher_learns)
+        for parameter in self.teacher.parameters():
+            parameter.data.mul_(2)
+
+    def validation_step(self, batch, batch_idx):
+        self.teacher(**batch)
+        self.model(**batch)
+
+
+def test_a_frozen_teacher_is_not_scored(trainer):
+    model = Two(teacher_learns=False)
+    (result,) = trainer(LScore()).validate(model, loader(7), verbose=False)
+    expected = reference_perplexity(model.model, loader(7))
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_models_that_learn_are_not_mixed(trainer):
+    with pytest.raises(ValueError, match="which one counts"):
+        trainer(LScore()).validate(Two(teacher_learns=True), loader(7), verbose=False)
+
+
+def test_several_forwards_of_a_step_are_all_counted(trainer):
+    class Halves(HuggingFaceLM):
+        def validation_step(self, batch, batch_idx):
+            for part in (slice(0, 1), slice(1, None)):
+                self.model(**{name: rows[part] for name, rows in batch.items()})
+
+    model = Halves()
+    (result,) = trainer(LScore()).validate(model, loader(8), verbose=False)
+    expected = reference_perplexity(model.model, loader(8))
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert result["lscore/validation_tokens"] == 8 * 11
+
+
 def test_encoder_decoder_labels_are_not_shifted_again(trainer):
     from transformers import T5Config, T5ForConditionalGeneration
 
