@@ -11,6 +11,7 @@ from .records import Record, read_records
 if TYPE_CHECKING:
     from .callback import LScore
     from .perplexity import Perplexity
+    from .text import TextEvaluation, evaluate_text
 
 __version__ = "0.1.0"
 
@@ -22,11 +23,18 @@ __all__ = [
     "Perplexity",
     "Record",
     "Score",
+    "TextEvaluation",
+    "evaluate_text",
     "read_records",
 ]
 
 # These need torch, which takes seconds to import; whoever only reads records should not wait.
-_LAZY = {"LScore": "callback", "Perplexity": "perplexity"}
+_LAZY = {
+    "LScore": "callback",
+    "Perplexity": "perplexity",
+    "TextEvaluation": "text",
+    "evaluate_text": "text",
+}
 
 
 def __getattr__(name: str) -> Any:

