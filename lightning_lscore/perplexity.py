@@ -1,101 +1,17 @@
-"""Perplexity of a language model, from one pass over its logits.
-
-A token with logits x and label t costs -log softmax(x)[t] nats. For any shift s this is
-
-    nll = (s - x[t]) + log sum_i exp(x[i] - s)
-
-which keeps every digit when s is near max(x), at whatever offset the logits stand; the usual
-logsumexp(x) - x[t] does not. :func:`row_nll` gives the nll of every token, :func:`token_nll` their
-sum, and :class:`Perplexity` accumulates the sum as a metric: perplexity = exp(sum nll / tokens).
-
-On a CPU the bound is the time to read the logits once, so a pass for max(x) is one too many: s is
-the largest of a few logits. It lies below the maximum, so the sum is at least 1; the rare row whose
-sum says that s lies too far below is done again with its true maximum. The work goes through
-buffers of a few rows that stay in cache. On other devices every row takes the true maximum, so that
-nothing there waits for the device.
-"""
+"""Perplexity as a metric: sums of :mod:`.nll` over batches and ranks."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["Perplexity", "row_nll", "token_nll"]
+from .nll import measure_rows, outside
 
-# exp(x) is computed as exp2(x log2 e): torch.exp takes 3 times as long as exp2 on a CPU.
-_LOG2E = math.log2(math.e)
-# Logits of a row that its shift is taken from, beside that of its label.
-_SAMPLE = 512
-# A larger sum asks for the maximum: float32 exponents of 20 are good to 7e-7, and get worse.
-_MAX_SUM = 2.0**20
-# So does a larger shift: without a fused multiply-add, x log2 e is rounded before the shift.
-_MAX_SHIFT = 128.0
-# Terms that the compiled kernel adds up in one go: in long sums the small terms would be lost.
-_BLOCK = 1024
-# Bytes of each thread's buffer, and of logits that are worth the start of threads (about 2 ms).
-_CPU_BUFFER = 2 << 20
-_THREADED = 16 << 20
-_GPU_BUFFER = 32 << 20
-
-
-def row_nll(
-    logits: Tensor, labels: Tensor, ignore_index: int | None = -100, *, compile: bool = False
-) -> Tensor:
-    """Negative log-likelihood of every label, where labels[i] is what logits[i] predict.
-
-    Nothing is shifted here: for a causal model give labels moved by one, never copied logits.
-    The logits are read once, are not changed, and may be a view; no gradient flows.
-
-    Args:
-        logits: [..., V], floating point, unnormalised. Minus infinity masks a word.
-        labels: [...], integers in [0, V) or ``ignore_index``.
-        ignore_index: label of the positions that do not count; None counts every position.
-        compile: on a CPU, run the sum as one compiled loop. Needs a C++ compiler, and some seconds
-            at the first call; without a compiler the result is the same, at the usual speed.
-
-    Returns:
-        [...] float64, nats, on the logits' device (the CPU for MPS, which has no float64): 0 where
-        ignored, inf where the label's logit is -inf, NaN where a counted row holds NaN or inf.
-
-    Raises:
-        TypeError: logits that are not floating point, labels that are not integers.
-        ValueError: shapes that do not fit; on a CPU, labels outside [0, V). On other devices such
-            a label gives NaN, since looking would mean to wait for the device.
-
-    Example:
-        >>> import torch
-        >>> row_nll(torch.tensor([[0.0, 0.0], [1e4, 1e4]]), torch.tensor([1, -100]))
-        tensor([0.6931, 0.0000], dtype=torch.float64)
-    """
-    return _measure(logits, labels, ignore_index, compile)[0]
-
-
-def token_nll(
-    logits: Tensor, labels: Tensor, ignore_index: int | None = -100, *, compile: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Sum of the negative log-likelihoods in nats, and the number of labels that it counts.
-
-    Args, raises: as :func:`row_nll`.
-
-    Returns:
-        float64 scalar and int64 scalar; 0 and 0 where every label is ignored.
-
-    Example:
-        >>> import torch
-        >>> token_nll(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, -100, -100]]))
-        (tensor(8.3178, dtype=torch.float64), tensor(4))
-    """
-    nll, counted, _ = _measure(logits, labels, ignore_index, compile)
-    return nll.sum(), counted.sum()
+__all__ = ["Perplexity"]
 
 
 class Perplexity(Metric):
@@ -157,7 +73,7 @@ class Perplexity(Metric):
                 "Expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
                 f" {list(preds.shape)}. Give a single sequence as preds[None], target[None]."
             )
-        nll, counted, wrong = _measure(preds, target, self.ignore_index, self.compiled)
+        nll, counted, wrong = measure_rows(preds, target, self.ignore_index, self.compiled)
         # Not in place: a state made under inference_mode could not be changed after it.
         self.nll_sum = self.nll_sum + nll.sum().to(self.nll_sum.device)
         self.count = self.count + counted.sum().to(self.count.device)
@@ -185,7 +101,7 @@ class Perplexity(Metric):
     def _mean(self) -> Tensor:
         if int(self.invalid):
             found = f"{int(self.invalid)} others"
-            raise _outside("the size of the vocabulary", self.ignore_index, found)
+            raise outside("the size of the vocabulary", self.ignore_index, found)
         return self.nll_sum / self.count
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -203,197 +119,3 @@ class Perplexity(Metric):
             return moved if moved.dtype == state.dtype else state.to(device)
 
         return super()._apply(move, exclude_state)
-
-
-def _measure(
-    logits: Tensor, labels: Tensor, ignore_index: int | None, compile: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL, whether it counts, and whether the label is invalid, each of the labels' shape."""
-    _check(logits, labels)
-    with torch.no_grad():
-        x, t, v = logits.detach(), labels.long(), logits.shape[-1]
-        counted = (t == t) if ignore_index is None else (t != ignore_index)
-        wrong = counted & ((t < 0) | (t >= v))
-        if _may_look(x) and bool(wrong.any()):
-            raise _outside(v, ignore_index, f"{int(t[wrong][0])}")
-        nll = _nll(x, t.clamp(0, v - 1), counted, compile)
-        counted, wrong = counted.to(nll.device), wrong.to(nll.device)
-        return nll.masked_fill(~counted, 0.0).masked_fill(wrong, math.nan), counted, wrong
-
-
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.shape[:-1] != labels.shape or logits.shape[-1:].numel() == 0:
-        raise ValueError(
-            "Expected logits [..., vocabulary] and labels [...], got shapes"
-            f" {list(logits.shape)} and {list(labels.shape)}. Where logits predict the next token,"
-            " move the labels by one (and set the last one to ignore_index)."
-        )
-    if not logits.is_floating_point():
-        raise TypeError(
-            f"Expected floating point logits, got {logits.dtype}. Are the two arguments swapped?"
-        )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"Expected integer labels, got {labels.dtype}. Give token ids.")
-    if logits.device != labels.device:
-        raise ValueError(
-            f"Expected logits and labels on one device, got {logits.device} and {labels.device}."
-        )
-
-
-def _outside(vocabulary: int | str, ignore_index: int | None, found: str) -> ValueError:
-    return ValueError(
-        f"Expected targets in [0, {vocabulary}) or ignore_index={ignore_index}, got {found}."
-        " Set padding to ignore_index; check that tokenizer and model have one vocabulary."
-    )
-
-
-def _nll(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
-    """NLL of logits [..., V]; any value where not counted."""
-    if t.numel() == 0:
-        return torch.zeros(t.shape, dtype=torch.float64, device=_wide(t).device)
-    try:
-        rows = x.view(-1, x.shape[-1])
-    except RuntimeError:  # as logits[:, :-1] of several sequences: each alone is a view of rows
-        each = zip(x, t, counted, strict=True)
-        return torch.stack([_nll(*sequence, compile) for sequence in each])
-    label = rows.gather(-1, t.reshape(-1, 1))[:, 0]
-    if _may_look(x):
-        shift, total = _sampled_sums(rows, label, counted.reshape(-1), compile)
-    else:
-        parts = [_max_sums(part) for part in torch.split(rows, _rows_in(_GPU_BUFFER, rows))]
-        shift, total = (torch.cat(column) for column in zip(*parts, strict=True))
-    # The shift is itself a term of the sum, so below 1 there is only rounding.
-    return ((_wide(shift) - _wide(label)) + _wide(total).clamp(min=1).log()).view(t.shape)
-
-
-def _max_sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of every row of [N, V], and sum exp(x - maximum)."""
-    top = x.amax(-1, keepdim=True).to(_sum_dtype(x))
-    return top[:, 0], torch.sub(x, top).mul_(_LOG2E).exp2_().sum(-1)
-
-
-def _sampled_sums(
-    x: Tensor, label: Tensor, counted: Tensor, compile: bool
-) -> tuple[Tensor, Tensor]:
-    """A shift of every row of [N, V], and sum exp(x - shift), on a CPU."""
-    shift = torch.maximum(x[:, :_SAMPLE].amax(-1), label).to(_sum_dtype(x))
-    plain = counted & (shift.abs() <= _MAX_SHIFT)  # not so where it is NaN
-    # Counted rows come in runs (prompts, padding): the rest is not even read.
-    edge = torch.zeros(1, dtype=torch.int32, device=x.device)
-    runs = plain.int().diff(prepend=edge, append=edge).nonzero().view(-1, 2).tolist()
-    total = _compiled_sums(x, shift, runs) if compile else None
-    total = _buffered_sums(x, shift, runs) if total is None else total
-    again = (counted & ~(plain & (total <= _MAX_SUM))).nonzero()[:, 0]
-    size = _rows_in(_buffer_bytes(x), x)
-    for a in range(0, len(again), size):
-        i = again[a : a + size]
-        top, sums = _max_sums(x[i])
-        shift[i], total[i] = top, sums.double()
-    return shift, total
-
-
-def _buffered_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor:
-    """Sum exp(x - shift) of the rows in the runs, through buffers that stay in cache."""
-    size, dtype, total = _rows_in(_buffer_bytes(x), x), shift.dtype, torch.ones_like(shift)
-    parts = [(a, min(a + size, stop)) for start, stop in runs for a in range(start, stop, size)]
-    turn = itertools.count()
-    # exp2(c x + offset) is one fused pass. What rounding the offset leaves is known: mended below.
-    c = torch.tensor(_LOG2E, dtype=dtype).item()
-    exact = shift.double() * -c
-    offset = exact.to(dtype)
-
-    def work() -> None:
-        with torch.inference_mode():  # a thread starts in no mode, and total may be of this one
-            buffer = torch.empty(min(size, len(x)), x.shape[1], dtype=dtype, device=x.device)
-            while (i := next(turn)) < len(parts):
-                a, b = parts[i]
-                y = buffer[: b - a]
-                # Mixed dtypes would make add allocate a copy of its own.
-                part = x[a:b] if x.dtype == dtype else y.copy_(x[a:b])
-                torch.add(offset[a:b, None], part, alpha=c, out=y)
-                torch.sum(y.exp2_(), -1, out=total[a:b])
-
-    _on_threads(work, min(torch.get_num_threads(), len(parts)) if x.nbytes >= _THREADED else 1)
-    return total.double() * torch.exp2(exact - offset.double())
-
-
-def _on_threads(work: Callable[[], None], count: int) -> None:
-    """Run ``work`` on ``count`` threads, each of which does its tensor operations alone.
-
-    Where operations share themselves out, every one of hundreds waits for the slowest core: some 10
-    times as long as this when other processes use the cores, as data loaders do.
-    """
-    has_openmp: Callable[[], bool] = torch.backends.openmp.is_available
-    if count == 1 or not has_openmp():
-        return work()
-    own = torch.get_num_threads()
-    try:
-        # OpenMP keeps the number for each thread; the default for new threads is set back after.
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(work) for _ in range(count)]:
-                done.result()
-    finally:
-        torch.set_num_threads(own)
-
-
-def _compiled_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor | None:
-    """As :func:`_buffered_sums`, in one loop; None where that cannot be had."""
-    if x.dtype == torch.float64 or x.stride(1) != 1 or not _compiles(x.dtype):
-        return None
-    total = torch.ones_like(shift)
-    try:
-        for start, stop in runs:
-            total[start:stop] = _kernel()(x[start:stop], shift[start:stop])
-    except Exception:  # such as the limit on recompilations
-        return None
-    return total.double()
-
-
-def _block_sums(x: Tensor, shift: Tensor) -> Tensor:
-    n, v = x.shape
-    k = v // _BLOCK
-    blocks = x[:, : k * _BLOCK].view(n, k, _BLOCK).float() - shift[:, None, None]
-    rest = x[:, k * _BLOCK :].float() - shift[:, None]
-    return (blocks * _LOG2E).exp2().sum(-1).sum(-1) + (rest * _LOG2E).exp2().sum(-1)
-
-
-@functools.cache
-def _kernel() -> Callable[[Tensor, Tensor], Tensor]:
-    kernel: Callable[[Tensor, Tensor], Tensor]
-    kernel = torch.compile(_block_sums, dynamic=True, fullgraph=True)
-    return kernel
-
-
-@functools.cache
-def _compiles(dtype: torch.dtype) -> bool:
-    """Whether the kernel can be built; tried once, since a failure costs as much as a build."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            x = torch.zeros(2, 2 * _BLOCK + 3, dtype=dtype, device="cpu")
-            _kernel()(x, x[:, 0].float())
-    except Exception:  # no compiler, one that fails, or a platform without either
-        return False
-    return True
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _may_look(x: Tensor) -> bool:
-    """Whether the code may decide by values; on a GPU it would wait for them at every batch."""
-    return x.device.type == "cpu"
-
-
-def _wide(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
-def _buffer_bytes(x: Tensor) -> int:
-    """All threads' together small beside the logits, each large beside starting an operation."""
-    return max(1 << 19, min(_CPU_BUFFER, x.nbytes // 50 // torch.get_num_threads()))
-
-
-def _rows_in(size: int, x: Tensor) -> int:
-    return max(1, size // (x.shape[-1] * _sum_dtype(x).itemsize))

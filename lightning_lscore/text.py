@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .perplexity import token_nll
+from .nll import token_nll
 
 __all__ = ["TextEvaluation", "evaluate_text"]
 

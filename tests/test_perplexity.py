@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_lscore import perplexity as module
-from lightning_lscore.perplexity import Perplexity, row_nll, token_nll
+from lightning_lscore import nll as module
+from lightning_lscore.nll import row_nll, token_nll
+from lightning_lscore.perplexity import Perplexity
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -115,6 +116,8 @@ def test_real_logit_offsets_need_no_second_pass(monkeypatch):
     for offset in (-100.0, -33.0, 0.0, 20.0):
         logits, labels = batch(64, 3000)
         row_nll(logits + offset, labels)
+    logits.scatter_(1, labels[:, None], 60.0)  # a label far above the rest needs none either
+    row_nll(logits, labels)
 
 
 # -------------------------------------------------------------------------------- special values
@@ -339,6 +342,7 @@ def test_invalid_targets_show_at_compute_where_looking_would_wait(monkeypatch):
     monkeypatch.setattr(module, "_may_look", lambda x: False)
     labels = torch.tensor([[1, 9, -1, -100]])
     assert row_nll(torch.zeros(1, 4, 9), labels).isnan().tolist() == [[False, True, True, False]]
+    assert row_nll(torch.zeros(1, 4, 9), labels, None)[0, 3].isnan()
     metric = Perplexity()
     metric.update(torch.zeros(1, 4, 9), labels)
     with pytest.raises(ValueError, match="got 2 others"):
@@ -483,7 +487,7 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch, fresh_kernel):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    logits, labels = batch(2, 3, 700)
+    logits, labels = batch(2, 3, 3000)
     for _ in range(2):
         assert torch.equal(row_nll(logits, labels, compile=True), row_nll(logits, labels))
     assert len(tried) == 1
@@ -493,18 +497,38 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch, fresh_kernel):
 def test_kernel_to_be_compiled_is_exact(monkeypatch, fresh_kernel, dtype):
     """The function that is compiled gives the reference's values, run here as it stands."""
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
-    for vocabulary in (40, 1024, 3000):
+    for vocabulary in (40, 2048, 3000):
         logits, labels = batch(4, 5, vocabulary)
-        logits, labels[1] = logits.to(dtype), -100
+        logits = logits.to(dtype) / 3
+        labels[1] = -100
         metric = Perplexity(compile=True)
         metric.update(logits, labels)
         expected = reference(logits, labels).sum() / 15
-        torch.testing.assert_close(metric.nll(), expected, rtol=0, atol=1e-6)
+        atol = 1e-12 if dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(metric.nll(), expected, rtol=0, atol=atol)
+
+
+def test_kernel_never_sees_a_single_row(monkeypatch, fresh_kernel):
+    """Runs of one row are widened, since a size of 1 means another build, and stay right."""
+    sizes = set()
+
+    def spy(function, **kwargs):
+        return lambda x, s: (sizes.add(len(x)), function(x, s))[1]
+
+    monkeypatch.setattr(torch, "compile", spy)
+    for counted in ([0], [3], [5], [0, 2, 5]):
+        logits, labels = batch(6, 3000)
+        labels[[i not in counted for i in range(6)]] = -100
+        nll = row_nll(logits, labels, compile=True)
+        torch.testing.assert_close(nll, reference(logits, labels), rtol=0, atol=1e-6)
+    assert sizes == {2}
+    row_nll(logits[:1], labels[:1], compile=True)
+    assert sizes == {2}
 
 
 def test_kernel_that_fails_later_falls_back(monkeypatch, fresh_kernel):
     """An exception of the compiled kernel leads to the eager sum."""
     monkeypatch.setattr(module, "_compiles", lambda dtype: True)
     monkeypatch.setattr(module, "_kernel", lambda: lambda x, s: 1 / 0)
-    logits, labels = batch(4, 700)
+    logits, labels = batch(4, 3000)
     assert torch.equal(row_nll(logits, labels, compile=True), row_nll(logits, labels))
