@@ -11,11 +11,13 @@ from .records import Record, read_records
 if TYPE_CHECKING:
     from .callback import LScore
     from .perplexity import Perplexity
+    from .stopping import CostEarlyStopping
     from .text import TextEvaluation, evaluate_text
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CostEarlyStopping",
     "Factor",
     "Formula",
     "LScore",
@@ -30,6 +32,7 @@ __all__ = [
 
 # These need torch, which takes seconds to import; whoever only reads records should not wait.
 _LAZY = {
+    "CostEarlyStopping": "stopping",
     "LScore": "callback",
     "Perplexity": "perplexity",
     "TextEvaluation": "text",

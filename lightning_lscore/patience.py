@@ -55,10 +55,10 @@ def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) 
     0.069
     """
     grown = {m: v * growth for m in _GROWING if (v := measurements.get(m)) is not None}
-    price = formula.score(replace(measurements, perplexity=1.0, nll=0.0, **grown)).L  # type: ignore[arg-type]
-    if price is None:
+    score = formula.score(replace(measurements, **grown))  # type: ignore[arg-type]
+    if score.f_D is None or score.f_A is None or score.f_H is None:
         return None
-    return math.log(price) if price > 0 else -math.inf
+    return sum(math.log(f) if f > 0 else -math.inf for f in (score.f_D, score.f_A, score.f_H))
 
 
 @dataclass(frozen=True, kw_only=True)

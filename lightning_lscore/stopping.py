@@ -1,0 +1,200 @@
+"""Early stopping whose patience is money: a run ends when more spending no longer buys enough."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from .callback import LScore, planned_batches
+from .measurements import exp
+from .patience import Patience, Verdict, ln_price
+
+_REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
+
+
+class CostEarlyStopping(EarlyStopping):
+    """Stops a run when more spending no longer buys enough perplexity.
+
+    Lightning's ``EarlyStopping`` on the L of an :class:`LScore` callback of the same Trainer, in
+    whatever order. Instead of ``patience`` and ``min_delta`` it has :class:`Patience`: it stops
+    when the price paid since the best L exceeds what noise can hide, or when the rest of the plan
+    cannot win that much any more; ``stopping_reason_message`` then says why.
+
+    While the learning rate changes it does not stop: decay brings its loss late. A rate is constant
+    again once it has stood still for a period of its scheduler (an epoch or a step, times
+    ``frequency``) and since the last validation. A constant rate that is still to decay cannot be
+    told from one that is not: there a stop says that it is time to decay.
+
+    Args:
+        monitor: the key of an L: ``LScore(prefix="strict_")`` logs ``"strict_L"``.
+        tolerance: price to pay for nothing, or gain to leave, in nats, > 0. 0.005: 0.5 % of L.
+        certainty: how many standard deviations of noise to wait out, >= 0.
+        validations: least number of validations without improvement, >= 1.
+        while_decaying: whether it may also stop while the learning rate changes.
+        verbose: whether to say at each validation why the run goes on.
+        strict: whether a missing L is an error.
+        check_finite: whether to stop as soon as L is NaN or infinite.
+        stopping_threshold: stop as soon as L is lower.
+        divergence_threshold: stop as soon as L is higher.
+        check_on_train_epoch_end: whether to stop only where a training epoch ends.
+        log_rank_zero_only: whether only rank 0 says what ``verbose`` asks for.
+
+    Raises:
+        ValueError: for arguments out of these ranges.
+        MisconfigurationException: if a fit starts without the LScore that logs ``monitor``.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "L",
+        tolerance: float = 0.005,
+        *,
+        certainty: float = 4.0,
+        validations: int = 2,
+        while_decaying: bool = False,
+        verbose: bool = False,
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
+    ) -> None:
+        if not monitor.endswith("L"):
+            raise ValueError(f'monitor: expected "L" after the prefix if any, got {monitor!r}.')
+        super().__init__(
+            monitor,
+            verbose=verbose,
+            strict=strict,
+            check_finite=check_finite,
+            stopping_threshold=stopping_threshold,
+            divergence_threshold=divergence_threshold,
+            check_on_train_epoch_end=check_on_train_epoch_end,
+            log_rank_zero_only=log_rank_zero_only,
+        )
+        self.while_decaying = while_decaying
+        self.verdict: Verdict | None = None  # on the newest validation
+        self.stopping_reason_message: str | None = None
+        self._rule = Patience(tolerance, certainty=certainty, validations=validations)
+        self._run: list[Any] = []  # its name and formula, within which L compares
+        self._best: dict[str, Any] | None = None
+        self._rates: list[float] = []
+        self._rates_since = 0  # in batches: when the rates were first seen as they are
+        self._why: str | None = None  # the newest validation is one to stop at
+        self._fitting = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._fitting = stage == "fit"
+        if self._fitting:
+            self._find_lscore(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_check(trainer):
+            self._take_in(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def _take_in(self, trainer: Trainer) -> None:
+        """Tells the patience of the validation that LScore has just scored, on all ranks alike."""
+        self.verdict = self._why = None
+        lscore = self._find_lscore(trainer)
+        record, formula = lscore.last_record, lscore.formula_in_force
+        assert record is not None
+        assert formula is not None
+        measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
+        ln_f = ln_price(formula, measured)
+        if measured.nll is None or ln_f is None:  # LScore has said what is missing
+            return
+        if self._run != [record.run, dict(record.formula)]:  # L before does not compare
+            self._run, self._best = [record.run, dict(record.formula)], None
+            self._rule.load_state_dict(Patience().state_dict())
+            self.best_score, self.wait_count = torch.tensor(math.inf), 0
+        self.verdict = self._rule.update(
+            ln_T=measured.nll,
+            ln_f=ln_f,
+            spent=spent,
+            planned=planned,
+            ln_f_at_end=ln_price(formula, measured, planned / spent) if planned else None,
+            armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
+        )
+        now = {"step": record.step, "L": record.L, "nll": measured.nll}
+        now |= {"tokens": measured.tokens, "device time": measured.device_hours}
+        if self.verdict.improved:
+            self._best = now
+        if self.verdict.stop:
+            self._why = _sentence(self.verdict, self._best, now)
+            # Where Lightning looks at the end of an epoch only, it has not seen every L.
+            best = self._best["L"] if self._best else math.inf
+            self.best_score = torch.tensor(best, dtype=torch.float64)
+
+    def _rates_are_constant(self, trainer: Trainer, batch: int) -> bool:
+        rates = [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
+        if rates != self._rates:
+            self._rates, self._rates_since = rates, batch
+        # A rate that its scheduler moves once an epoch stands still at the validations within.
+        batches = {"epoch": trainer.num_training_batches, "step": trainer.accumulate_grad_batches}
+        periods = [s.frequency * batches[s.interval] for s in trainer.lr_scheduler_configs]
+        return batch - self._rates_since >= max([1, *(p for p in periods if p < math.inf)])
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        # NaN and the thresholds come first. Then Lightning's patience is over if ours is.
+        waited, self.patience = self.wait_count, 1 if self._why else sys.maxsize
+        stop, reason = super()._evaluate_stopping_criteria(current.cpu().double())
+        if self.wait_count > waited:
+            reason = self._why or (self.verdict.reason if self.verdict else None)
+        if stop:
+            self.stopping_reason_message = reason
+        if stop and not self.verbose:  # otherwise Lightning says it
+            rank_zero_info(reason)
+        return stop, reason
+
+    def _find_lscore(self, trainer: Trainer) -> LScore:
+        callbacks, prefix = trainer.callbacks, self.monitor[:-1]  # type: ignore[attr-defined]
+        found = {c.prefix: c for c in callbacks if isinstance(c, LScore)}
+        if prefix in found:
+            return found[prefix]
+        raise MisconfigurationException(
+            f"CostEarlyStopping({self.monitor!r}) expects LScore(prefix={prefix!r}) among the "
+            f"Trainer's callbacks, got those of the prefixes {list(found)}. Add it."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries."""
+        ours = {name: getattr(self, name) for name in _REMEMBERED}
+        ours |= {"best_score": float(self.best_score), "rule": self._rule.state_dict()}
+        return {**super().state_dict(), **ours}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; validating a checkpoint leaves a run alone."""
+        if self._fitting:
+            best = torch.tensor(state_dict["best_score"], dtype=torch.float64)
+            super().load_state_dict({**state_dict, "best_score": best})
+            self._rule.load_state_dict(state_dict["rule"])
+            vars(self).update({name: state_dict[name] for name in _REMEMBERED})
+
+
+def _sentence(verdict: Verdict, best: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """Why the run was stopped, in spending and in perplexity."""
+    if best is None:  # L never was a finite number
+        return f"Stopped at step {now['step']}: {verdict.reason}"
+    spent = [name for name in ("tokens", "device time") if best[name] and now[name]]
+    more = " and ".join(f"{_percent(now[x] / best[x] - 1)} more {x}" for x in spent)
+    change = exp(now["nll"] - best["nll"]) - 1
+    return (
+        f"Stopped at step {now['step']}: since the best L ({best['L']:.4f} at step {best['step']}) "
+        f"{more or 'more spending'}, priced at {_percent(exp(verdict.waited) - 1)} of L, "
+        f"{'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
+        f"{verdict.reason}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 2}f} %"
