@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-# Threads that wait for work give their core away. Where other programs run beside, torch on a CPU is
-# several times faster so; alone on the machine it makes no difference.
+# Threads that wait for work give their core away. 25 steps of the demo on 2 cores: 3.4 s without and
+# 4.5 s with this where nothing else runs, but 22 s without and 7 s with it beside one busy process.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint clean
