@@ -85,6 +85,8 @@ class LScore(Callback):
             raise ValueError(f"sample_interval: expected seconds > 0, got {sample_interval!r}.")
         self.formula = formula
         self.prefix = prefix
+        # Made once: Lightning asks for it at every hook of every step, for its profiler.
+        self._state_key = self._generate_state_key(prefix=prefix)
         self.last_record: Record | None = None
         """The newest validation of a fit, None before."""
         self._count_tokens = count_tokens
@@ -346,7 +348,7 @@ class LScore(Callback):
     @property
     def state_key(self) -> str:
         """What the callback's state is stored under; two instances differ by their prefix."""
-        return self._generate_state_key(prefix=self.prefix)
+        return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
         """The run's memory, in plain numbers, strings, lists and dictionaries."""
