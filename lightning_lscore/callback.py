@@ -19,15 +19,17 @@ from torch.utils._pytree import tree_leaves
 
 from .capture import Capture
 from .devices import find_devices
+from .evaluation import Evaluation, HeldOut
 from .formula import Formula
+from .measurements import MEASURES, as_number
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
-from .perplexity import Perplexity
 from .ranks import gather_numbers, gather_objects
 from .records import RECORD_FILE, Record, append_record, versions
-from .run import Evaluation, Run, measure
+from .run import Run, measure
 from .session import Session
 from .spending import Spending
+from .token_bytes import make_count_bytes
 
 
 class LScore(Callback):
@@ -55,6 +57,14 @@ class LScore(Callback):
             transformers models expect them, with a warning.
         count_tokens: function batch -> training tokens in it, for batches without a tensor of
             token numbers.
+        count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or
+            a function of the counted token ids [n] to the bytes of their text. ``len`` for a model
+            that reads bytes.
+        measures: measures of your own by name, each a function (trainer, module) -> number >= 0, or
+            None where it has no value. They are asked at each validation, logged as
+            ``lscore/<name>``, and charged for by ``Factor(name, reference=..., own=True)``. What
+            rank 0 says counts.
+        price_per_device_hour: what one device costs, for the measure ``cost``.
         ignore_index: label of the positions that are not counted.
         sample_interval: seconds between readings of the hardware.
         prefix: put before every key and the record's file name, so that two LScore callbacks with
@@ -73,6 +83,9 @@ class LScore(Callback):
         logits_and_labels: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None,
         labels_are_shifted: bool | None = None,
         count_tokens: Callable[[Any], int] | None = None,
+        count_bytes: Any = None,
+        measures: Mapping[str, Callable[[Any, Any], float | None]] | None = None,
+        price_per_device_hour: float | None = None,
         ignore_index: int = -100,
         sample_interval: float = 1.0,
         prefix: str = "",
@@ -83,6 +96,13 @@ class LScore(Callback):
             raise ValueError(f"formula: expected a Formula or the path of one, got {formula!r}.")
         if not 0 < sample_interval < math.inf:
             raise ValueError(f"sample_interval: expected seconds > 0, got {sample_interval!r}.")
+        if price_per_device_hour is not None and not 0 <= price_per_device_hour < math.inf:
+            raise ValueError(
+                f"price_per_device_hour: expected a number >= 0, got {price_per_device_hour!r}."
+            )
+        self._own = _checked_measures(measures or {}, formula)
+        self._count_bytes = None if count_bytes is None else make_count_bytes(count_bytes)
+        self._price = price_per_device_hour
         self.formula = formula
         self.prefix = prefix
         # Made once: Lightning asks for it at every hook of every step, for its profiler.
@@ -93,7 +113,7 @@ class LScore(Callback):
         self._ignore_index = ignore_index
         self._sample_interval = sample_interval
         self._capture = Capture(logits_and_labels, labels_are_shifted, ignore_index)
-        self._perplexities: list[Perplexity] = []  # one for each validation loader
+        self._held_out: list[HeldOut] = []  # one for each validation loader
         self._loaders: list[Any] = []
 
         self._run = Run(formula=formula)
@@ -150,6 +170,7 @@ class LScore(Callback):
             ranks=trainer.world_size,
             flops_per_token=self._parameters(pl_module).flops_per_token,
             count_tokens=self._count_tokens,
+            price_per_device_hour=self._price,
         )
         self._session.resume()
 
@@ -194,9 +215,8 @@ class LScore(Callback):
         self._capture.attach(pl_module)
         self._loaders = tree_leaves(trainer.val_dataloaders)
         loaders = max(1, len(trainer.num_val_batches))
-        self._perplexities = [
-            Perplexity(self._ignore_index, sync_on_compute=False).to(pl_module.device)
-            for _ in range(loaders)
+        self._held_out = [
+            HeldOut(self._ignore_index, pl_module.device, self._count_bytes) for _ in range(loaders)
         ]
 
     def on_validation_batch_start(
@@ -208,7 +228,7 @@ class LScore(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         repeated = repeated_samples(self._loaders[dataloader_idx], batch_idx)
-        self._capture.start_batch(batch, self._perplexities[dataloader_idx].update, repeated)
+        self._capture.start_batch(batch, self._held_out[dataloader_idx].update, repeated)
 
     def on_validation_batch_end(
         self,
@@ -224,7 +244,7 @@ class LScore(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        evaluation = self._ask_all_ranks(trainer)
+        evaluation, own = self._ask_all_ranks(trainer, pl_module)
         if self._capture.guessed:
             self._warn_once(
                 "could not tell whether labels are already shifted against the input, and took "
@@ -235,9 +255,9 @@ class LScore(Callback):
         values = {"perplexity": evaluation.perplexity}
         values["lscore/validation_tokens"] = evaluation.total_tokens
         if self._session is not None:
-            record = self._record(trainer, pl_module, evaluation, self._session)
+            record = self._record(trainer, pl_module, evaluation, own, self._session)
             values = record.logged_values()
-        if len(self._perplexities) > 1:
+        if len(self._held_out) > 1:
             for index, perplexity in enumerate(evaluation.perplexities):
                 values[f"perplexity/dataloader_idx_{index}"] = perplexity
         if not trainer.barebones:  # where Lightning logs nothing
@@ -257,29 +277,32 @@ class LScore(Callback):
         if self._session is not None:
             self._session.resume()
 
-    def _ask_all_ranks(self, trainer: Trainer) -> Evaluation:
+    def _ask_all_ranks(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[Evaluation, dict[str, float]]:
         """Sums the validation, and in a fit the spending, over the ranks: one small exchange."""
-        for perplexity in self._perplexities:
-            perplexity.nll()  # complains about labels that a GPU found to be impossible
-        nll = [float(p.nll_sum) for p in self._perplexities]
-        tokens = [int(p.count) for p in self._perplexities]
+        own = {name: _asked(name, f(trainer, pl_module)) for name, f in self._own.items()}
+        held_out = [numbers for h in self._held_out for numbers in h.numbers()]
         mine = self._session.share() if self._session is not None else Spending()
-        n = len(nll)
         spent = mine.to_dict()
-        numbers = [*nll, *tokens, *spent.values()]
+        numbers = [*held_out, *own.values(), *spent.values()]
         ranks = gather_numbers(numbers, trainer.strategy.root_device)
+        n, m = len(held_out), len(held_out) + len(own)
         if self._session is not None:
-            shares = [Spending.from_dict(dict(zip(spent, r[2 * n :], strict=True))) for r in ranks]
+            shares = [Spending.from_dict(dict(zip(spent, r[m:], strict=True))) for r in ranks]
             self._run.spent = self._session.settle(mine, shares)
-        sums = [math.fsum(column) for column in zip(*ranks, strict=True)]
-        counts = tuple(map(int, sums[n : 2 * n]))
-        return Evaluation(tuple(sums[:n]), counts, self._capture.source)
+        width = len(HeldOut.NUMBERS)
+        loaders = [[r[i : i + width] for i in range(0, n, width)] for r in ranks]
+        with_bytes = self._count_bytes is not None
+        evaluation = Evaluation.over_ranks(loaders, self._capture.source, with_bytes=with_bytes)
+        return evaluation, dict(zip(own, ranks[0][n:m], strict=True))
 
     def _record(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         evaluation: Evaluation,
+        own: Mapping[str, float],
         session: Session,
     ) -> Record:
         run, parameters = self._run, self._parameters(pl_module)
@@ -292,9 +315,17 @@ class LScore(Callback):
             epochs=run.spent.batches / batches if 0 < batches < math.inf else None,
             devices=session.devices.described,
             reasons=session.reasons(),
+            own=own,
         )
         formula = run.settle_formula(parameters)
-        measurements = run.with_elasticity(measurements)
+        measurements = run.with_history(measurements)
+        if run.fingerprints not in ((), evaluation.fingerprints):
+            self._warn_once(
+                "counted other held-out tokens than at the validation before, so that the two L do "
+                "not compare. Evaluate on the same part of the same set each time: without "
+                "shuffling, and with the same limit_val_batches."
+            )
+        run.fingerprints = evaluation.fingerprints
         self.last_record = Record(
             run=run.id,
             batch=run.spent.batches,
@@ -304,11 +335,7 @@ class LScore(Callback):
             measurements=measurements,
             score=formula.score(measurements),
             formula=formula.to_dict(),
-            evaluation={
-                "tokens": list(evaluation.tokens),
-                "perplexities": list(evaluation.perplexities),
-                "source": evaluation.source,
-            },
+            evaluation=evaluation.to_dict(),
             devices=session.devices.described,
             versions=versions(),
         )
@@ -381,13 +408,46 @@ class LScore(Callback):
         directory = trainer.log_dir  # asks the other ranks, so all must ask
         if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
             return None
-        path = os.path.join(directory or trainer.default_root_dir, self.prefix + RECORD_FILE)
-        return path
+        return os.path.join(directory or trainer.default_root_dir, self.prefix + RECORD_FILE)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"LScore {message}")
+
+
+def _checked_measures(
+    functions: Mapping[str, Callable[[Any, Any], float | None]], formula: Formula | None
+) -> dict[str, Callable[[Any, Any], float | None]]:
+    for name, function in functions.items():
+        if not (isinstance(name, str) and name.isidentifier() and name not in MEASURES):
+            raise ValueError(
+                "measures: expected a name of letters, digits and _ that no other measure has, "
+                f"got {name!r}."
+            )
+        if not callable(function):
+            raise ValueError(
+                f"measures: expected a function (trainer, module) -> number for {name!r}, "
+                f"got {function!r}."
+            )
+    for name in formula.own_measures if formula is not None else ():
+        if name not in functions:
+            raise ValueError(
+                f"measures: expected a function for {name!r}, which the formula charges for, got "
+                f"those of {list(functions)}. Say LScore(measures={{{name!r}: function}})."
+            )
+    return dict(functions)
+
+
+def _asked(name: str, value: Any) -> float:
+    """What a user's function returned; NaN for None."""
+    number = math.nan if value is None else as_number(value)
+    if number is None or number < 0 or math.isinf(number):
+        raise ValueError(
+            f"measures: expected the function of {name!r} to return a finite number >= 0, or None "
+            f"where it has no value, got {value!r}."
+        )
+    return number
 
 
 def planned_batches(trainer: Trainer) -> float | None:

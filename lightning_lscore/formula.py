@@ -11,18 +11,28 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .measurements import Measurements, as_number, check_measure, exp, short
+from .measurements import (
+    MEASURES,
+    NOMINAL_BYTES,
+    Measurements,
+    as_number,
+    check_measure,
+    exp,
+    short,
+)
 
 if TYPE_CHECKING:
     from .records import Record
 
 # These stay the same while a run goes on; everything else grows with it.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
-# These are time, which a device can spend idle.
-_OF_TIME = ("train_hours", "device_hours", "capacity_flops")
+# These are training time, of which the devices' idle share is known.
+TRAINING_TIME = ("train_hours", "device_hours", "cost", "capacity_flops")
+
+_PERPLEXITIES = ("perplexity", "nominal_perplexity")
 
 # loss = E + A / N^alpha + B / D^beta for N parameters and D tokens: the constants that Besiroglu et
 # al. 2024 (https://arxiv.org/abs/2404.10102) fitted to the runs of Hoffmann et al. 2022.
@@ -56,17 +66,21 @@ class Factor:
     ========= =================================================================================
 
     Args:
-        measure: name of a measure, such as ``"tokens"``.
+        measure: name of a measure, such as ``"tokens"``; ``"tokens_to_level"``, what had been
+            spent when a stated perplexity was first reached; or one of your own.
         reference: the amount at which the factor charges nothing, in the measure's unit, > 0.
         weight: w >= 0.
         c: >= 0. Default: 1 for what grows during a run, 0 for what is fixed by the model.
         idle_price: what an hour of idle device costs beside a busy one, >= 0; for measures of time.
             Priced is time · (busy + idle_price · (1 - busy)), with the share of time that the
             device was busy. 1: a rented device costs the same idle. 0: idle time is given back.
+        level: the T of a measure ``..._to_level``, > 0. Before it is reached there is no L, so let
+            EarlyStopping be ``strict=False``, and ModelCheckpoint monitor the perplexity.
+        own: whether the measure is one of ``LScore(measures={name: function})``.
 
     Raises:
         ValueError: for an unknown measure, a reference <= 0, a negative weight or c, NaN, infinity,
-            or an idle price of what is not time.
+            an idle price of what is not time, a level of what has none or the reverse.
 
     >>> f = Factor("tokens", reference=1e9, weight=0.1)
     >>> f.f(1.0), round(f.f(2.0), 4)
@@ -78,16 +92,15 @@ class Factor:
     weight: float = DEFAULT_WEIGHT
     c: float | None = None
     idle_price: float = 1.0
+    level: float | None = None
+    own: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            check_measure(self.measure)
-        except ValueError as error:
-            raise ValueError(f"Factor.measure: {error}") from None
+        self._check_measure()
         if self.c is None:
             object.__setattr__(self, "c", 0.0 if self.measure in _OF_THE_MODEL else 1.0)
         bounds = {"reference": "> 0", "weight": ">= 0", "c": ">= 0", "idle_price": ">= 0"}
-        for name, least in bounds.items():
+        for name, least in (bounds if self.level is None else {**bounds, "level": "> 0"}).items():
             value = as_number(getattr(self, name))
             if value is None or not 0 <= value < math.inf or (least == "> 0" and value == 0):
                 raise ValueError(
@@ -95,10 +108,35 @@ class Factor:
                     f"got {short(getattr(self, name))}."
                 )
             object.__setattr__(self, name, value)
-        if self.idle_price != 1 and self.measure not in _OF_TIME:
+        if self.idle_price != 1 and self.measure not in TRAINING_TIME:
             raise ValueError(
-                f"Factor.idle_price: expected a measure of time ({', '.join(_OF_TIME)}), got "
-                f"{self.measure!r}, which no device spends idle."
+                f"Factor.idle_price: expected a measure of training time ({', '.join(TRAINING_TIME)}), got "
+                f"{self.measure!r}."
+            )
+
+    def _check_measure(self) -> None:
+        if not isinstance(self.own, bool):
+            raise ValueError(f"Factor.own: expected True or False, got {short(self.own)}.")
+        name = self.measure
+        if self.own and not (
+            isinstance(name, str) and name.isidentifier() and name not in MEASURES
+        ):
+            raise ValueError(
+                "Factor.measure: expected a name of letters, digits and _ that no other measure "
+                f"has for one of your own, got {short(name)}."
+            )
+        try:
+            if not self.own:
+                check_measure(self.measure)
+        except ValueError as error:
+            raise ValueError(
+                f"Factor.measure: {error} For one of your own say own=True, and give "
+                "LScore(measures={name: function})."
+            ) from None
+        if (self.level is not None) != (not self.own and self.measure.endswith("_to_level")):
+            raise ValueError(
+                "Factor.level: expected the perplexity to be reached for a measure ..._to_level, "
+                f"and None for any other, got {short(self.level)} for {self.measure!r}."
             )
 
     def ln_f(self, x: float) -> float:
@@ -119,20 +157,43 @@ class Factor:
 
     def __call__(self, measurements: Measurements) -> float | None:
         """f of what was measured, None if the measure is missing."""
+        ln = self.ln(measurements)
+        return None if ln is None else exp(ln)
+
+    def ln(self, measurements: Measurements) -> float | None:
+        """ln f of what was measured, None if the measure is missing."""
         if self.weight == 0:
-            return 1.0
+            return 0.0
         priced = self.priced(measurements)
-        return None if priced is None else self.f(priced / self.reference)
+        return None if priced is None else self.ln_f(priced / self.reference)
 
     def priced(self, measurements: Measurements) -> float | None:
         """What is charged for, in the measure's unit: the measure, or time less idle time."""
+        if self.own:
+            return measurements.own.get(self.measure)
         value = measurements.get(self.measure)
+        if self.level not in (None, measurements.level):
+            return None
         if self.idle_price == 1:
             return value
         busy = measurements.get("gpu_busy_fraction")
         if value is None or busy is None:
             return None
         return value * (busy + self.idle_price * (1 - busy))
+
+    def missing(self, measurements: Measurements) -> list[str]:
+        """Why there is no f: "measure: reason" for each that it needs and has not."""
+        if self.priced(measurements) is not None:
+            return []
+        if self.own:
+            return [f"{self.measure}: {measurements.why_missing(self.measure)}"]
+        if self.level not in (None, measurements.level):
+            return [f"{self.measure}: unavailable: not measured for a level of {self.level:g}"]
+        return [
+            f"{name}: {measurements.why_missing(name)}"
+            for name in self.measures
+            if measurements.get(name) is None
+        ]
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -151,6 +212,7 @@ class Score:
     """L and its parts. ``None``: a measure that the formula needs is missing (see ``missing``)."""
 
     perplexity: float | None
+    """T: of a token, or of a nominal one of 4 bytes where the formula says so."""
     f_D: float | None
     f_A: float | None
     f_H: float | None
@@ -179,10 +241,13 @@ class Formula:
 
     Each of D, A and H is a :class:`Factor`, a constant, or a function of the measurements; one that
     is left out is 1 and charges nothing. Two values of L compare only under one formula and one
-    evaluation set.
+    evaluation set. Across tokenizers, whose tokens differ in length, take the perplexity of a
+    nominal token of 4 bytes, exp(4 · nats per byte), with ``T="nominal_perplexity"``; it needs
+    ``LScore(count_bytes=...)``.
 
     Raises:
-        ValueError: for a factor that is none of the three, or a constant that is no number > 0.
+        ValueError: for a factor that is none of the three, a constant that is no number > 0, a T
+            that is no perplexity, or factors that ask for different levels.
 
     >>> score = Formula(D=0.95, A=0.90, H=0.85).score(Measurements(perplexity=20.0))
     >>> round(score.L, 3)
@@ -192,10 +257,15 @@ class Formula:
     D: AnyFactor = 1.0
     A: AnyFactor = 1.0
     H: AnyFactor = 1.0
+    T: str = "perplexity"
+    """``"perplexity"`` of a token, or ``"nominal_perplexity"``, of 4 bytes."""
     origin: str = "given"
     """Where the formula came from, in words, for whoever reads the record."""
 
     def __post_init__(self) -> None:
+        if self.T not in _PERPLEXITIES:
+            expected = " or ".join(map(repr, _PERPLEXITIES))
+            raise ValueError(f"Formula.T: expected {expected}, got {short(self.T)}.")
         for letter in "DAH":
             factor = getattr(self, letter)
             if isinstance(factor, numbers.Real):
@@ -205,6 +275,18 @@ class Formula:
                     f"Formula.{letter}: expected a Factor, a number > 0 or a function of the "
                     f"measurements, got {short(factor)}."
                 )
+        levels = {f.level for f in self._factors if f.level is not None}
+        if len(levels) > 1:
+            raise ValueError(f"Formula: expected one level of perplexity, got {sorted(levels)}.")
+
+    @property
+    def _factors(self) -> list[Factor]:
+        return [f for f in (self.D, self.A, self.H) if isinstance(f, Factor)]
+
+    @property
+    def level(self) -> float | None:
+        """The perplexity that measures ``..._to_level`` wait for, if there are such."""
+        return next((f.level for f in self._factors if f.level is not None), None)
 
     def score(self, measurements: Measurements) -> Score:
         """L and its parts from what was measured.
@@ -214,17 +296,39 @@ class Formula:
         Raises:
             ValueError: if a factor that is a function returns anything but a finite number > 0.
         """
+        T = measurements.get(self.T)
+        missing = [] if T is not None else [f"{self.T}: {measurements.why_missing(self.T)}"]
+        for factor in self._factors:
+            missing += factor.missing(measurements)
         return Score(
-            perplexity=measurements.perplexity,
+            perplexity=T,
             f_D=self._factor("D", measurements),
             f_A=self._factor("A", measurements),
             f_H=self._factor("H", measurements),
-            missing=tuple(
-                f"{name}: {measurements.why_missing(name)}"
-                for name in ("perplexity", *self.measures)
-                if measurements.get(name) is None
-            ),
+            missing=tuple(dict.fromkeys(missing)),
         )
+
+    def ln_parts(self, measurements: Measurements) -> dict[str, float | None]:
+        """ln T, ln f(D), ln f(A) and ln f(H) by letter, whose sum is ln L; None where missing.
+
+        Finite also where T is beyond a float; -inf where a factor is 0.
+        """
+        return {"T": self._ln_T(measurements)} | {
+            letter: self._ln_factor(letter, measurements) for letter in "DAH"
+        }
+
+    def _ln_T(self, measurements: Measurements) -> float | None:
+        if self.T == "perplexity":
+            return measurements.nll
+        bits = measurements.bits_per_byte
+        return None if bits is None else NOMINAL_BYTES * math.log(2) * bits
+
+    def _ln_factor(self, letter: str, measurements: Measurements) -> float | None:
+        factor = getattr(self, letter)
+        if isinstance(factor, Factor):
+            return factor.ln(measurements)
+        value = self._factor(letter, measurements)
+        return None if value is None else math.log(value)
 
     def _factor(self, letter: str, measurements: Measurements) -> float | None:
         factor = getattr(self, letter)
@@ -237,8 +341,13 @@ class Formula:
     @property
     def measures(self) -> tuple[str, ...]:
         """Names of the measures that the formula charges for."""
-        factors = (f for f in (self.D, self.A, self.H) if isinstance(f, Factor))
-        return tuple(dict.fromkeys(name for f in factors for name in f.measures))
+        return tuple(dict.fromkeys(name for f in self._factors for name in f.measures))
+
+    @property
+    def own_measures(self) -> tuple[str, ...]:
+        """Those of them that are the user's own."""
+        own = {f.measure for f in self._factors if f.own}
+        return tuple(name for name in self.measures if name in own)
 
     @classmethod
     def for_plan(cls, *, parameters: int, tokens: float | None = None) -> Formula:
@@ -299,12 +408,9 @@ class Formula:
             ValueError: if the record's formula holds a function, or a measure of it was missing.
         """
         if isinstance(run, (str, os.PathLike)):
-            from .records import read_records
+            from .records import read_run
 
-            records = read_records(run)
-            if not records:
-                raise ValueError(f"expected at least one validation in {os.fspath(run)}, got none.")
-            run = records[-1]
+            run = read_run(run)[-1]
         formula = cls.from_dict(run.formula)
         factors = {letter: getattr(formula, letter) for letter in "DAH"}
         for letter, factor in factors.items():
@@ -317,14 +423,15 @@ class Formula:
                         f"got {spent}: {why}"
                     )
                 factors[letter] = replace(factor, reference=spent)
-        return cls(**factors, origin=f"the baseline run {run.run} at step {run.step}")
+        return replace(formula, **factors, origin=f"the baseline run {run.run} at step {run.step}")
 
     # ------------------------------------------------------------------ JSON
 
     def to_dict(self) -> dict[str, Any]:
         """The formula as JSON types. A function is written as its name and cannot be read back."""
         factors = {letter: _factor_to_json(getattr(self, letter)) for letter in "DAH"}
-        return {"lscore_formula": 1, "origin": self.origin, **factors}
+        T = {} if self.T == "perplexity" else {"T": self.T}
+        return {"lscore_formula": 1, "origin": self.origin, **T, **factors}
 
     @classmethod
     def from_dict(cls, data: Any) -> Formula:
@@ -337,11 +444,14 @@ class Formula:
             raise ValueError(
                 f'expected a formula ({{"lscore_formula": 1, "D": ...}}), got {short(data)}.'
             )
-        unknown = set(data) - {"lscore_formula", "origin", "D", "A", "H"}
+        unknown = set(data) - {"lscore_formula", "origin", "T", "D", "A", "H"}
         if unknown:
-            raise ValueError(f"expected D, A, H and origin in a formula, got {short(unknown)} too.")
+            raise ValueError(
+                f"expected T, D, A, H and origin in a formula, got {short(unknown)} too."
+            )
         factors = {x: _factor_from_json(x, data[x]) for x in "DAH" if x in data}
-        return cls(origin=str(data.get("origin", "given")), **factors)
+        T = data.get("T", "perplexity")
+        return cls(T=T, origin=str(data.get("origin", "given")), **factors)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the formula to a JSON file, whole or not at all.
@@ -392,13 +502,9 @@ def _positive(value: Any, what: str) -> float:
 
 def _factor_to_json(factor: AnyFactor) -> Any:
     if isinstance(factor, Factor):
-        return {
-            "measure": factor.measure,
-            "reference": factor.reference,
-            "weight": factor.weight,
-            "c": factor.c,
-            "idle_price": factor.idle_price,
-        }
+        values = asdict(factor)
+        seldom = {"level": None, "own": False}
+        return {k: v for k, v in values.items() if k not in seldom or v != seldom[k]}
     if isinstance(factor, float):
         return factor
     name = getattr(factor, "__qualname__", type(factor).__qualname__)

@@ -25,19 +25,6 @@ _SIGMA = 0.6745 * math.sqrt(6)
 difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
 
 
-_GROWING = (
-    "tokens",
-    "samples",
-    "steps",
-    "epochs",
-    "model_flops",
-    "train_hours",
-    "device_hours",
-    "capacity_flops",
-    "energy_kwh",
-)
-
-
 def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) -> float | None:
     """ln f(D) + ln f(A) + ln f(H), now or once everything that grows has grown ``growth``-fold.
 
@@ -54,7 +41,7 @@ def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) 
     >>> round(ln_price(formula, Measurements(tokens=10**9), growth=3), 3)
     0.069
     """
-    grown = {m: v * growth for m in _GROWING if (v := measurements.get(m)) is not None}
+    grown = {name: spent * growth for name, spent in measurements.spent().items()}
     score = formula.score(replace(measurements, **grown))  # type: ignore[arg-type]
     if score.f_D is None or score.f_A is None or score.f_H is None:
         return None

@@ -42,7 +42,7 @@ class Record:
     formula: Mapping[str, Any]
     """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    """What T was measured on: the loaders, their tokens and their perplexities."""
+    """What T was measured on, see ``Evaluation.to_dict``."""
     devices: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,11 +56,12 @@ class Record:
         score, measured = self.score, self.measurements.measured()
         values = {
             "L": score.L,
-            "perplexity": score.perplexity,
+            "perplexity": self.measurements.perplexity,
             "f_D": score.f_D,
             "f_A": score.f_A,
             "f_H": score.f_H,
             **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k]["logged"]},
+            **{f"lscore/{k}": v for k, v in self.measurements.own.items()},
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -79,6 +80,8 @@ class Record:
             "epoch": self.epoch,
             "time": self.time,
             "measurements": self.measurements.measured(),
+            "level": self.measurements.level,
+            "own": dict(self.measurements.own),
             "provenance": dict(self.measurements.provenance),
             "score": {
                 "L": score.L,
@@ -107,14 +110,19 @@ class Record:
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a JSON object with "schema": {SCHEMA}')
             score = data["score"]
-            measured = {k: _number(v) for k, v in data["measurements"].items() if k in MEASURES}
+            measured = {k: _number(v) for k, v in data["measurements"].items()}
             return cls(
                 run=str(data["run"]),
                 batch=int(data["batch"]),
                 step=int(data["step"]),
                 epoch=int(data["epoch"]),
                 time=str(data["time"]),
-                measurements=Measurements(**measured, provenance=dict(data["provenance"])),
+                measurements=Measurements.of(
+                    measured,
+                    level=_part(data["level"], "level"),
+                    own=dict(data["own"]),
+                    provenance=dict(data["provenance"]),
+                ),
                 score=Score(
                     **{k: _part(score[k], k) for k in ("perplexity", "f_D", "f_A", "f_H")},
                     missing=tuple(map(str, score["missing"])),
@@ -192,6 +200,18 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
             newest[record.run] = record.batch
             records.append(record)
     return records
+
+
+def read_run(path: str | os.PathLike[str]) -> list[Record]:
+    """The validations of one run, the newest in the file, oldest first.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_records`, and where the file holds no record.
+    """
+    records = read_records(path)
+    if not records:
+        raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
+    return [r for r in records if r.run == records[-1].run]
 
 
 def _cut_torn_line(file: Any) -> None:

@@ -11,53 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .evaluation import Evaluation
 from .formula import Factor, Formula
-from .measurements import Measurements, exp
+from .level import first_reached
+from .measurements import MEASURES, Measurements
 from .parameters import FLOPS_CONVENTION, ParameterCount
 from .spending import Spending
 
 SCHEMA = 1
 JOULES_PER_KWH = 3.6e6
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One pass over the held-out set: NLL and counted tokens of each loader, over all ranks."""
-
-    nll_sums: tuple[float, ...]
-    tokens: tuple[int, ...]
-    source: str
-    """How logits and labels were found."""
-
-    @property
-    def total_tokens(self) -> int:
-        """Counted tokens of all loaders."""
-        return sum(self.tokens)
-
-    @property
-    def nll(self) -> float:
-        """Mean NLL over all tokens of all loaders, in nats; NaN without a token."""
-        return _mean(math.fsum(self.nll_sums), self.total_tokens)
-
-    @property
-    def perplexity(self) -> float:
-        """Over all tokens of all loaders."""
-        return exp(self.nll)
-
-    @property
-    def perplexities(self) -> tuple[float, ...]:
-        """Of each loader by itself."""
-        return tuple(exp(_mean(s, n)) for s, n in zip(self.nll_sums, self.tokens, strict=True))
-
-    def provenance(self) -> str:
-        """Where the perplexity came from and what, if anything, is wrong with it."""
-        if not self.total_tokens:
-            return f"measured: {self.source}; NaN because no held-out token was counted"
-        if math.isnan(self.nll):
-            return f"measured: {self.source}; NaN because a logit was NaN or +infinity"
-        if math.isinf(self.nll):
-            return f"measured: {self.source}; infinite because a held-out token has probability 0"
-        return f"measured: {self.source}"
 
 
 @dataclass
@@ -73,8 +35,13 @@ class Run:
     """The one in force; None until the first validation, when tokens a batch are known."""
     logged: dict[str, float] = field(default_factory=dict)
     """What the last validation logged."""
-    last_point: tuple[float, str, float] | None = None
-    """NLL, and a measure of spending with its value, at the last validation: for the elasticity."""
+    fingerprints: tuple[str, ...] = ()
+    """Of the set that the last validation counted."""
+    previous: dict[str, float] = field(default_factory=dict)
+    """``ln_T`` and what had been spent at the last validation with a finite perplexity."""
+    reached: dict[str, float] = field(default_factory=dict)
+    """What had been spent when T first fell to the formula's level; empty before."""
+    reached_how: str = ""
 
     def settle_formula(self, parameters: ParameterCount) -> Formula:
         """The formula in force; made from the run's own plan if none was given."""
@@ -84,21 +51,51 @@ class Run:
             self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
         return self.formula
 
-    def with_elasticity(self, measurements: Measurements) -> Measurements:
-        """Adds d ln T / d ln spent since the last validation, in the measure of H, else of D."""
+    def with_history(self, measurements: Measurements) -> Measurements:
+        """Adds what takes more than one validation: the elasticity, and the spending to a level."""
         assert self.formula is not None
+        ln_T = self.formula.ln_parts(measurements)["T"]
+        before, self.previous = self.previous, {}
+        if ln_T is not None and math.isfinite(ln_T):
+            self.previous = {**measurements.spent(), "ln_T": ln_T}
+        measurements = self._with_elasticity(measurements, before)
+        return self._with_level(measurements, before)
+
+    def _with_elasticity(
+        self, measurements: Measurements, before: dict[str, float]
+    ) -> Measurements:
+        """d ln T / d ln spent since the last validation, in the measure of H, else of D."""
+        assert self.formula is not None
+        now = self.previous
         charged = [f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)]
-        measure = next((m for m in charged if measurements.get(m)), "tokens")
-        nll, spent = measurements.nll, measurements.get(measure)
-        before, self.last_point = self.last_point, None
+        measure = next((m for m in charged if now.get(m)), "tokens")
         value, how = None, "unavailable: it takes two validations with a finite perplexity"
-        if nll is not None and math.isfinite(nll) and spent:
-            self.last_point = (nll, measure, spent)
-            if before is not None and before[1] == measure and spent > before[2]:
-                value = (nll - before[0]) / math.log(spent / before[2])
-                how = f"measured: since the last validation, spending in {measure}"
+        if now.get(measure, 0) > before.get(measure, math.inf) > 0:
+            change = now["ln_T"] - before["ln_T"]
+            value = change / math.log(now[measure] / before[measure])
+            how = f"measured: since the last validation, spending in {measure}"
         provenance = {**measurements.provenance, "elasticity": how}
         return replace(measurements, elasticity=value, provenance=provenance)
+
+    def _with_level(self, measurements: Measurements, before: dict[str, float]) -> Measurements:
+        assert self.formula is not None
+        level = self.formula.level
+        if level is None:
+            return measurements
+        if not self.reached and self.previous:
+            self.reached = first_reached(before, self.previous, math.log(level))
+            between = before and before["ln_T"] > math.log(level)
+            self.reached_how = (
+                f"measured: perplexity {level:g} reached, interpolated between two validations"
+                if between
+                else f"estimated: at most, perplexity {level:g} was reached before a validation"
+            )
+        how = self.reached_how
+        if not self.reached:
+            how = f"unavailable: a perplexity of {level:g} is not reached yet"
+        names = [f"{name}_to_level" for name in measurements.spent()]
+        provenance = {**measurements.provenance, **dict.fromkeys(names, how)}
+        return replace(measurements, level=level, to_level=self.reached, provenance=provenance)
 
     # ------------------------------------------------------------------ checkpoint
 
@@ -115,7 +112,10 @@ class Run:
             "planned_batches": self.planned_batches,
             "formula": None if self.formula is None else self.formula.to_dict(),
             "logged": dict(self.logged),
-            "last_point": None if self.last_point is None else list(self.last_point),
+            "fingerprints": list(self.fingerprints),
+            "previous": dict(self.previous),
+            "reached": dict(self.reached),
+            "reached_how": self.reached_how,
         }
 
     @classmethod
@@ -133,16 +133,19 @@ class Run:
         if state.get("schema") != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, got {state.get('schema')!r}")
         saved = state["formula"]
-        formula = given if given is not None or saved is None else Formula.from_dict(saved)
-        point = state["last_point"]
-        return cls(
+        run = cls(
             id=state["run"],
             spent=Spending.from_dict(state["spent"]),
             planned_batches=state["planned_batches"],
-            formula=formula,
+            formula=given if given is not None or saved is None else Formula.from_dict(saved),
             logged=dict(state["logged"]),
-            last_point=None if point is None else (point[0], point[1], point[2]),
+            fingerprints=tuple(state.get("fingerprints", ())),
         )
+        if given is None or given.to_dict() == saved:  # else it may ask for another T or level
+            run.previous = dict(state.get("previous", {}))
+            run.reached = dict(state.get("reached", {}))
+            run.reached_how = state.get("reached_how", "")
+        return run
 
 
 def measure(
@@ -154,6 +157,7 @@ def measure(
     epochs: float | None,
     devices: Sequence[Mapping[str, Any]],
     reasons: Mapping[str, str],
+    own: Mapping[str, float] | None = None,
 ) -> Measurements:
     """One validation's measurements, each with where it came from.
 
@@ -165,6 +169,7 @@ def measure(
         epochs: passes over the training set, None if it has no length.
         devices: what the run computes on.
         reasons: why the sampler could not read something, by its name in a ``Reading``.
+        own: the user's own measures; NaN where they have no value.
     """
     seconds, hardware, n = spent.train_seconds, spent.hardware, len(devices)
     tokens = spent.tokens if not spent.uncounted_batches else None
@@ -182,6 +187,7 @@ def measure(
         f"no integer tensor in {spent.uncounted_batches} training batch(es); give "
         "LScore(count_tokens=function)"
     )
+    no_bytes = "the bytes of the held-out text are not known; say LScore(count_bytes=tokenizer)"
     no_reading = "no reading yet"
     no_energy = reasons.get("energy_joules", no_reading)
 
@@ -190,7 +196,8 @@ def measure(
         "perplexity": (evaluation.perplexity, held_out, ""),
         "nll": (evaluation.nll, held_out, ""),
         "validation_tokens": (evaluation.total_tokens, held_out, ""),
-        "bits_per_byte": (None, "", "the bytes of the held-out text are not known"),
+        "bits_per_byte": (evaluation.bits_per_byte, held_out, no_bytes),
+        "nominal_perplexity": (None, held_out, no_bytes),
         "tokens": (tokens, "measured: counted in the batches", no_tokens),
         "samples": (None if tokens is None else spent.samples, "measured: counted", no_tokens),
         "steps": (steps, "measured: the Trainer's global_step", ""),
@@ -200,7 +207,13 @@ def measure(
         "total_parameters": (parameters.total, "measured: counted", ""),
         "flops_per_token": (parameters.flops_per_token, f"estimated: {FLOPS_CONVENTION}", ""),
         "train_hours": (seconds / 3600, clock, ""),
+        "wall_hours": (spent.wall_seconds / 3600, "measured: monotonic clock", ""),
         "device_hours": (spent.device_seconds / 3600, f"{clock}; {n} device(s) now", ""),
+        "cost": (
+            None if spent.unpriced_seconds else spent.cost,
+            f"{clock}; at the price given",
+            "no price was given for all of the run; say LScore(price_per_device_hour=...)",
+        ),
         "capacity_flops": (
             capacity,
             f"estimated: device time x dense peak ({peaks})",
@@ -229,20 +242,22 @@ def measure(
             no_energy,
         ),
     }
-    values = {name: value for name, (value, _, _) in found.items()}
+    for name, value in (own or {}).items():
+        known = None if math.isnan(value) else value
+        found[name] = (known, "measured: the given function", "the given function returned none")
+    values = {name: value for name, (value, _, _) in found.items() if value is not None}
     provenance = {
         name: f"unavailable: {why}" if value is None else how
         for name, (value, how, why) in found.items()
     }
-    return Measurements(**values, provenance=provenance)
+    if evaluation.bits_per_byte is not None:
+        provenance["nominal_perplexity"] = held_out
+    mine = {name: values.pop(name) for name in [*values] if name not in MEASURES}
+    return Measurements(**values, own=mine, provenance=provenance)
 
 
 def _share(seconds: float, spent: Spending) -> str:
     return f"{seconds / spent.device_seconds:.0%} of device time" if spent.device_seconds else "-"
-
-
-def _mean(total: float, count: int) -> float:
-    return total / count if count else math.nan
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

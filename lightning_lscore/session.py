@@ -23,6 +23,7 @@ class Session:
         ranks: how many processes train together.
         flops_per_token: training FLOP that the model needs for a token.
         count_tokens: see :class:`TokenCounter`.
+        price_per_device_hour: what one device costs; None: not known.
         now: a monotonic clock, in seconds.
     """
 
@@ -34,6 +35,7 @@ class Session:
         ranks: int,
         flops_per_token: float,
         count_tokens: Callable[[Any], int] | None = None,
+        price_per_device_hour: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
@@ -43,7 +45,9 @@ class Session:
         self._flops_per_token = flops_per_token
         self._settled = before  # by all ranks, when they were last asked
         self._share_then = Spending()
-        self._clock = Clock(now)
+        self._price = price_per_device_hour
+        self._clock, self._wall = Clock(now), Clock(now)
+        self._wall.resume()
         devices.sampler.start()
 
     def resume(self) -> None:
@@ -63,11 +67,13 @@ class Session:
     def stop(self) -> None:
         """Ends the sampler's thread; what was counted stays. It waits for no device."""
         self._clock.pause()
+        self._wall.pause()
         self.devices.sampler.stop()
 
     def share(self) -> Spending:
         """What this rank has spent in this session; time and capacity are the whole run's."""
         seconds, tokens = self._clock.seconds, self.tokens.total
+        device_seconds, price = seconds * self.devices.count, self._price
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
@@ -75,7 +81,10 @@ class Session:
             batches=self.tokens.batches,
             uncounted_batches=self.tokens.uncounted,
             train_seconds=seconds,
-            device_seconds=seconds * self.devices.count,
+            wall_seconds=self._wall.seconds,
+            device_seconds=device_seconds,
+            unpriced_seconds=device_seconds if price is None else 0.0,
+            cost=0.0 if price is None else device_seconds / 3600 * price,
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
             hardware=self.devices.sampler.totals(),
         )

@@ -23,8 +23,14 @@ class Spending:
     """Those in which no tokens were found."""
     train_seconds: float = 0.0
     """Wall time, that of the slowest rank."""
+    wall_seconds: float = 0.0
+    """The same with validation."""
     device_seconds: float = 0.0
     """Wall time times the devices of all ranks."""
+    unpriced_seconds: float = 0.0
+    """Those of them that nobody named a price for."""
+    cost: float = 0.0
+    """Of the others, in the currency of the price."""
     capacity_flops: float = 0.0
     """FLOP that these devices could have computed in that time at their dense peak."""
     hardware: Totals = field(default_factory=Totals)
@@ -76,7 +82,16 @@ class Spending:
 
 
 # The same on every rank, or the largest of them.
-_COMMON = ("batches", "uncounted_batches", "train_seconds", "device_seconds", "capacity_flops")
+_COMMON = (
+    "batches",
+    "uncounted_batches",
+    "train_seconds",
+    "wall_seconds",
+    "device_seconds",
+    "unpriced_seconds",
+    "cost",
+    "capacity_flops",
+)
 _PLAIN = tuple(f.name for f in fields(Spending) if f.name != "hardware")
 
 

@@ -174,6 +174,94 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     assert record.measurements.provenance["energy_kwh"].startswith("measured: energy counter")
 
 
+def test_a_measure_of_ones_own_is_logged_charged_for_and_recorded(trainer, tmp_path):
+    formula = Formula(A=Factor("learning_rate", reference=0.05, weight=1.0, c=0.0, own=True))
+    lscore = LScore(
+        formula,
+        measures={
+            "learning_rate": lambda trainer, module: trainer.optimizers[0].param_groups[0]["lr"],
+            "loss_scale": lambda trainer, module: None,
+        },
+    )
+    watch = Watch()
+    trainer(lscore, watch).fit(PlainLM(lr=0.1), loader(8), loader(4))
+    (seen,) = watch.seen
+    assert seen["lscore/learning_rate"] == 0.1
+    assert "lscore/loss_scale" not in seen
+    assert seen["L"] == pytest.approx(2 * seen["perplexity"])
+    (record,) = read_records(tmp_path)
+    assert record.measurements.own == {"learning_rate": 0.1}
+    assert Formula.from_dict(record.formula) == formula
+
+
+@pytest.mark.parametrize("value", [-1.0, math.inf, "fast"])
+def test_a_measure_of_ones_own_that_is_no_amount_is_named(value, trainer):
+    lscore = LScore(measures={"rate": lambda trainer, module: value})
+    with pytest.raises(ValueError, match="function of 'rate' to return a finite number >= 0"):
+        trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+
+
+def test_money_and_wall_time_can_be_charged_for(trainer):
+    formula = Formula(D=Factor("wall_hours", 1.0, weight=0.1), H=Factor("cost", 1.0, weight=0.1))
+    lscore = LScore(formula, price_per_device_hour=3600.0)
+    trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+    m = lscore.last_record.measurements
+    assert m.cost == pytest.approx(3600 * m.device_hours)
+    assert m.wall_hours > m.train_hours
+    assert 0 < lscore.last_record.score.f_H < 1
+    assert lscore.last_record.L is not None
+
+
+def test_with_a_tokenizer_T_can_be_that_of_a_nominal_token(trainer):
+    """Each of this vocabulary's tokens stands for two bytes, the first for none."""
+    watch = Watch()
+    lscore = LScore(
+        Formula(T="nominal_perplexity"), count_bytes=lambda ids: 2 * int((ids > 0).sum())
+    )
+    trainer(lscore, watch).fit(PlainLM(), loader(8), [loader(7, seed=1), loader(2, seed=2)])
+    (seen,) = watch.seen
+    labels = torch.cat([b["labels"][:, 1:] for n, s in ((7, 1), (2, 2)) for b in loader(n, seed=s)])
+    nats_per_byte = math.log(seen["perplexity"]) * labels.numel() / (2 * int((labels > 0).sum()))
+    assert seen["lscore/bits_per_byte"] == pytest.approx(nats_per_byte / math.log(2))
+    assert (
+        seen["L"] == seen["lscore/nominal_perplexity"] == pytest.approx(math.exp(4 * nats_per_byte))
+    )
+    assert seen["perplexity"] != seen["L"]
+
+
+def test_the_spending_to_a_level_is_absent_until_it_is_reached(trainer):
+    """And then stays, while the run goes on."""
+
+    def fit(lscore, *others):
+        watch = Watch()
+        pl.seed_everything(0, verbose=False)
+        trainer(lscore, watch, *others, max_epochs=5).fit(PlainLM(), loader(8), loader(4))
+        return watch.seen
+
+    seen = fit(LScore())
+    level = (seen[1]["perplexity"] + seen[2]["perplexity"]) / 2
+    formula = Formula(D=Factor("tokens_to_level", reference=500, level=level))
+    stop = EarlyStopping("L", patience=100, strict=False)
+    with pytest.warns(UserWarning, match=r"no L to log: tokens_to_level: .* is not reached yet"):
+        seen = fit(LScore(formula), stop)
+    assert ["L" in s for s in seen] == [False, False, True, True, True]
+    spent = {s["lscore/tokens_to_level"] for s in seen[2:]}
+    assert len(spent) == 1
+    assert seen[1]["lscore/tokens"] < min(spent) < seen[2]["lscore/tokens"]
+
+
+def test_an_evaluation_set_that_changes_is_said(trainer):
+    shuffled = DataLoader(loader(64).dataset, batch_size=4, shuffle=True)
+    t = trainer(LScore(), max_epochs=2, limit_val_batches=2)
+    with (
+        pytest.warns(
+            UserWarning, match="counted other held-out tokens than at the validation before"
+        ),
+        pytest.warns(UserWarning, match="sampler has shuffling"),  # Lightning's own
+    ):
+        t.fit(PlainLM(), loader(8), shuffled)
+
+
 # ---------------------------------------------------------------------- what is counted
 
 
@@ -403,6 +491,15 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
     [
         ({"formula": 3}, "expected a Formula or the path of one, got 3"),
         ({"sample_interval": 0}, "expected seconds > 0, got 0"),
+        ({"price_per_device_hour": -1}, "price_per_device_hour: expected a number >= 0, got -1"),
+        ({"count_bytes": "gpt2"}, "count_bytes: expected a byte-level or SentencePiece tokenizer"),
+        ({"measures": {"tokens": len}}, "a name .* that no other measure has, got 'tokens'"),
+        ({"measures": {"a b": len}}, "a name of letters, digits and _ .*, got 'a b'"),
+        ({"measures": {"rate": 3}}, "expected a function .* for 'rate', got 3"),
+        (
+            {"formula": Formula(D=Factor("rate", 1.0, own=True)), "measures": {"other": len}},
+            r"a function for 'rate', which the formula charges for, got those of \['other'\]",
+        ),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, message):

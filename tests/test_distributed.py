@@ -42,6 +42,14 @@ def test_two_processes_measure_the_perplexity_of_one(runs):
     assert two[0]["perplexity"] == pytest.approx(one[0]["perplexity"], rel=1e-9)
 
 
+def test_two_processes_know_the_evaluation_set_of_one(runs):
+    """The fingerprint is that of the set, however it was divided, and L compares."""
+    folder, _, _ = runs
+    one, two = (read_records(folder / name)[0].evaluation for name in ("one", "two"))
+    assert one["fingerprints"] == two["fingerprints"] != ["0000000000"]
+    assert one["longest"] == two["longest"] == [11]
+
+
 def test_two_processes_spend_what_one_does(runs):
     folder, (one,), (two, _) = runs
     for key in ("tokens", "model_flops", "trainable_parameters", "total_parameters"):

@@ -120,7 +120,8 @@ def test_spending_of_zero_is_free_only_without_softness():
 def test_softness_defaults_to_what_the_measure_needs(measure):
     """c is 0 for what is fixed by the model, and 1 for what grows from 0 during a run."""
     fixed = measure in ("trainable_parameters", "total_parameters", "flops_per_token")
-    assert Factor(measure, 1.0).c == (0.0 if fixed else 1.0)
+    level = 20.0 if measure.endswith("_to_level") else None
+    assert Factor(measure, 1.0, level=level).c == (0.0 if fixed else 1.0)
 
 
 def test_a_factor_of_a_missing_measure_is_none():
@@ -376,15 +377,19 @@ def test_compute_optimal_tokens_solve_their_equation(parameters):
 # ---------------------------------------------------------------- JSON
 
 CONSTANTS = st.floats(1e-300, 1e300)
+REFERENCES = st.floats(1e-300, 1e300)
 FACTORS = st.builds(
     Factor,
-    st.sampled_from(sorted(MEASURES)),
-    st.floats(1e-300, 1e300),
+    st.sampled_from(sorted(name for name in MEASURES if not name.endswith("_to_level"))),
+    REFERENCES,
     WEIGHTS,
     st.none() | SOFTNESS,
 )
+FACTORS |= st.builds(Factor, st.just("steps_to_level"), REFERENCES, WEIGHTS, level=st.just(3.5))
+FACTORS |= st.builds(Factor, st.just("learning_rate"), REFERENCES, WEIGHTS, own=st.just(True))
 WRITABLE = st.builds(
     Formula,
+    T=st.sampled_from(["perplexity", "nominal_perplexity"]),
     D=CONSTANTS | FACTORS,
     A=CONSTANTS | FACTORS,
     H=CONSTANTS | FACTORS,
@@ -477,6 +482,16 @@ HOSTILE = {
     "a factor that is null": {**VALID, "D": None},
     "a factor that is empty": {**VALID, "D": {}},
     "not a number": {**VALID, "D": {**VALID["D"], "weight": math.nan}},
+    "another T": {**VALID, "T": "nll"},
+    "a T that is a list": {**VALID, "T": [1]},
+    "a level of tokens": {**VALID, "D": {**VALID["D"], "level": 2}},
+    "a level that is a text": {**VALID, "D": {**VALID["D"], "measure": "x", "level": "2"}},
+    "no level": {**VALID, "D": {**VALID["D"], "measure": "tokens_to_level"}},
+    "a level of 0": {**VALID, "D": {**VALID["D"], "measure": "tokens_to_level", "level": 0}},
+    "own that is a number": {**VALID, "D": {**VALID["D"], "own": 1}},
+    "an own name that is a path": {**VALID, "D": {**VALID["D"], "own": True, "measure": "a/b"}},
+    "an own name that is taken": {**VALID, "D": {**VALID["D"], "own": True}},
+    "a deep T": {**VALID, "T": DEEP},
     "deep nesting": DEEP,
     "a deep factor": {**VALID, "D": DEEP},
     "a deep key": {**VALID, "D": {**VALID["D"], "weight": DEEP}},
@@ -626,5 +641,70 @@ def test_an_idle_price_needs_the_busy_fraction():
 
 def test_only_time_can_be_idle():
     """Tokens are never idle."""
-    with pytest.raises(ValueError, match="expected a measure of time"):
+    with pytest.raises(ValueError, match="expected a measure of training time"):
         Factor("tokens", 1.0, idle_price=0.5)
+
+
+# ---------------------------------------------------------------- other measures
+
+
+def test_every_measure_of_a_level_waits_for_one_and_the_same():
+    """Two levels in one formula would be two curves."""
+    D, H = Factor("tokens_to_level", 1.0, level=20), Factor("device_hours_to_level", 1.0, level=20)
+    assert Formula(D=D, H=H).level == 20
+    assert Formula().level is None
+    with pytest.raises(ValueError, match=r"one level of perplexity, got \[15.0, 20.0\]"):
+        Formula(D=D, H=Factor("device_hours_to_level", 1.0, level=15))
+
+
+def test_a_level_measured_for_another_perplexity_does_not_count():
+    """It would charge for a different thing."""
+    m = Measurements(perplexity=9.0, tokens=90, level=10.0, to_level={"tokens": 50})
+    fits = Formula(D=Factor("tokens_to_level", 50, level=10.0))
+    other = Formula(D=Factor("tokens_to_level", 50, level=20.0))
+    assert fits.score(m).L == 9.0
+    assert other.score(m).L is None
+    assert other.score(m).missing == (
+        "tokens_to_level: unavailable: not measured for a level of 20",
+    )
+
+
+def test_a_measure_of_ones_own_is_charged_by_its_name():
+    """It must be called one's own, so that a typo in another's name is not taken for one."""
+    formula = Formula(A=Factor("batch_size", 32, weight=1.0, c=0, own=True))
+    assert formula.score(Measurements(perplexity=5.0, own={"batch_size": 64})).L == 10.0
+    missing = formula.score(Measurements(perplexity=5.0)).missing
+    assert missing == ("batch_size: unavailable: nobody measured it",)
+    assert formula.own_measures == ("batch_size",)
+    with pytest.raises(ValueError, match="own=True"):
+        Factor("batch_size", 32)
+
+
+@pytest.mark.parametrize("name", ["tokens", "a b", "a/b", "", 3, None])
+def test_a_measure_of_ones_own_needs_a_name_of_its_own(name):
+    """One that loggers take, and that nothing else has."""
+    with pytest.raises(ValueError, match="letters, digits and _ that no other measure has"):
+        Factor(name, 1.0, own=True)
+
+
+def test_T_may_be_that_of_a_nominal_token():
+    """exp(4 x nats per byte), whatever the tokenizer's tokens are."""
+    m = Measurements(perplexity=9.0, bits_per_byte=1.5)
+    assert Formula(T="nominal_perplexity").score(m).L == pytest.approx(2**6)
+    without = Formula(T="nominal_perplexity").score(Measurements(perplexity=9.0))
+    assert without.L is None
+    assert [reason.split(":")[0] for reason in without.missing] == ["nominal_perplexity"]
+    with pytest.raises(ValueError, match=r"Formula\.T: expected 'perplexity' or"):
+        Formula(T="bits_per_byte")
+
+
+@given(formulas(), CANDIDATE)
+def test_the_parts_of_ln_L_add_up(formula, m):
+    """Also where a product of them would leave the range of floats."""
+    parts = formula.ln_parts(m)
+    assert math.fsum(parts.values()) == pytest.approx(math.log(formula.score(m).L), abs=1e-12)
+    huge = formula.ln_parts(Measurements(nll=800.0, **{n: m.get(n) for n in CHARGED[1:]}))
+    assert huge == {**parts, "T": 800.0}
+    assert Formula(D=2.0, A=lambda m: 3.0).ln_parts(Measurements()) == {
+        "T": None, "D": math.log(2), "A": math.log(3), "H": 0.0,
+    }  # fmt: skip

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lscore.measurements import MEASURES, Measurements, check_measure, exp
+from lightning_lscore.measurements import GROWING, MEASURES, Measurements, check_measure, exp
 
 SIGNED = {"nll", "elasticity"}
-UNBOUNDED = {"nll", "perplexity"}
+UNBOUNDED = {"nll", "perplexity", "nominal_perplexity"}
 
 
 @given(st.floats(-700, 700))
@@ -61,7 +61,7 @@ def test_nothing_measured_is_none_and_never_zero():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_zero_counts_as_measured(measure):
     """A measured 0 is told apart from what is missing."""
-    assert Measurements(**{measure: 0}).measured()[measure] == 0
+    assert Measurements.of({measure: 0}).measured()[measure] == 0
 
 
 @pytest.mark.parametrize("measure", ["perplexity", "tokens", "elasticity"])
@@ -76,8 +76,9 @@ def test_values_that_are_no_numbers_are_refused(measure, value):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(measure, value):
     """Only perplexity and NLL may be NaN or infinite."""
-    with pytest.raises(ValueError, match=rf"Measurements\.{measure}: expected a finite number"):
-        Measurements(**{measure: value})
+    name = measure.removesuffix("_to_level")
+    with pytest.raises(ValueError, match=rf"Measurements\.{name}: expected a finite number"):
+        Measurements.of({measure: value})
 
 
 @pytest.mark.parametrize("measure", ["perplexity", "nll", "tokens", "elasticity"])
@@ -91,8 +92,9 @@ def test_integers_beyond_a_float_are_refused(measure):
 @pytest.mark.parametrize("value", [-1, -1e-300, -math.inf])
 def test_negative_amounts_are_refused(measure, value):
     """No amount is below 0."""
-    with pytest.raises(ValueError, match=rf"Measurements\.{measure}: expected a finite number >="):
-        Measurements(**{measure: value})
+    name = measure.removesuffix("_to_level")
+    with pytest.raises(ValueError, match=rf"Measurements\.{name}: expected a finite number >="):
+        Measurements.of({measure: value})
 
 
 @pytest.mark.parametrize("measure", sorted(SIGNED))
@@ -111,9 +113,11 @@ def test_the_record_is_frozen_and_keyword_only():
 
 
 def test_every_measure_says_its_unit_and_meaning():
-    """The registry covers all fields but the provenance."""
-    names = {f.name for f in dataclasses.fields(Measurements)} - {"provenance"}
-    assert set(MEASURES) == names
+    """The registry covers all fields that hold one number, and the spending to a level."""
+    names = {f.name for f in dataclasses.fields(Measurements)}
+    names -= {"level", "to_level", "own", "provenance"}
+    assert set(MEASURES) == names | {f"{name}_to_level" for name in GROWING}
+    assert {"tokens", "epochs", "device_hours"} <= set(GROWING)
     assert all(spec["meaning"] and isinstance(spec["unit"], str) for spec in MEASURES.values())
 
 
@@ -135,6 +139,29 @@ def test_any_other_name_is_refused_without_a_suggestion(name):
     """A name that resembles none, or is no text at all, is still a single ValueError."""
     with pytest.raises(ValueError, match=r"expected a measure .*\.$"):
         check_measure(name)
+
+
+def test_the_perplexity_of_a_nominal_token_follows_from_bits_per_byte():
+    """exp(4 x nats per byte); beyond a float it is infinite."""
+    assert Measurements(bits_per_byte=1.0).nominal_perplexity == pytest.approx(2**4)
+    assert Measurements(bits_per_byte=1e4).nominal_perplexity == math.inf
+    assert Measurements().nominal_perplexity is None
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1", None])
+def test_own_measures_are_checked_like_the_others(value):
+    """By name."""
+    assert Measurements(own={"learning_rate": 1}).own == {"learning_rate": 1}
+    with pytest.raises(ValueError, match=r"Measurements\.learning_rate: expected"):
+        Measurements(own={"learning_rate": value})
+
+
+def test_what_is_measured_comes_back_from_one_flat_dictionary():
+    """The spending to a level among it; what no measure is called is passed over."""
+    m = Measurements(tokens=9, nll=1.0, level=3.0, to_level={"tokens": 5}, own={"a": 1})
+    flat = m.measured()
+    assert flat["tokens_to_level"] == 5
+    assert Measurements.of({**flat, "later": 1}, level=3.0, own={"a": 1}) == m
 
 
 def test_why_missing_gives_the_reason_or_says_that_there_is_none():

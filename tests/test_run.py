@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lscore.evaluation import Evaluation
 from lightning_lscore.formula import Factor, Formula, compute_optimal_tokens
 from lightning_lscore.measurements import MEASURES, Measurements
 from lightning_lscore.meter import Totals
 from lightning_lscore.parameters import ParameterCount
-from lightning_lscore.run import Evaluation, Run, measure
+from lightning_lscore.run import Run, measure
 from lightning_lscore.spending import Spending
 
 PARAMETERS = ParameterCount(trainable=600, total=1000)
@@ -25,7 +26,9 @@ SPENT = Spending(
     model_flops=8000.0 * PARAMETERS.flops_per_token,
     batches=20,
     train_seconds=3600.0,
+    wall_seconds=5400.0,
     device_seconds=7200.0,
+    cost=5.0,
     capacity_flops=7200e6,
     hardware=Totals(
         training_seconds=7200.0,
@@ -43,42 +46,6 @@ SPENT = Spending(
 def measured(evaluation=EVALUATION, spent=SPENT, **changes):
     options = {"steps": 10, "epochs": 0.5, "devices": [DEVICE, DEVICE], "reasons": {}}
     return measure(evaluation, spent, PARAMETERS, **{**options, **changes})
-
-
-# ---------------------------------------------------------------- the evaluation
-
-
-def test_perplexity_is_over_all_tokens_of_all_loaders():
-    """Loaders weigh by their tokens, and each has a perplexity of its own."""
-    assert EVALUATION.nll == 2.0
-    assert EVALUATION.perplexity == math.exp(2)
-    assert EVALUATION.perplexities == (math.exp(3), math.exp(50 / 30))
-    assert EVALUATION.total_tokens == 40
-
-
-def test_an_evaluation_without_tokens_is_nan_and_does_not_blame_the_logits():
-    """Empty is NaN, never 0, and the provenance says that nothing was counted."""
-    empty = Evaluation((0.0,), (0,), "logits")
-    assert math.isnan(empty.perplexity)
-    assert math.isnan(empty.perplexities[0])
-    assert "logit was NaN" not in empty.provenance()
-
-
-@pytest.mark.parametrize(
-    ("nll", "why"), [(math.nan, "NaN because a logit"), (math.inf, "infinite because"), (1.0, "")]
-)
-def test_the_provenance_says_what_is_wrong_with_a_perplexity(nll, why):
-    """Where logits were found, and why the result is no number."""
-    provenance = Evaluation((nll, 1.0), (1, 1), "the output's logits").provenance()
-    assert provenance.startswith("measured: the output's logits")
-    assert why in provenance
-    assert (";" in provenance) == bool(why)
-
-
-def test_an_nll_beyond_a_float_keeps_its_value():
-    """800 nats a token are infinite as a perplexity only."""
-    m = measured(Evaluation((8000.0,), (10,), "logits"))
-    assert (m.nll, m.perplexity) == (800.0, math.inf)
 
 
 # ---------------------------------------------------------------- measurements
@@ -99,7 +66,9 @@ def test_measurements_follow_from_what_was_spent():
         "total_parameters": 1000,
         "flops_per_token": 5200,
         "train_hours": 1,
+        "wall_hours": 1.5,
         "device_hours": 2,
+        "cost": 5,
         "capacity_flops": 7.2e9,
         "tokens_per_second": 8000 / 3600,
         "mfu": 8000 * 5200 / 7.2e9,
@@ -134,9 +103,10 @@ def test_every_measure_says_where_it_came_from_or_why_it_is_missing(case):
         case["spent"] = Spending(
             **{f: getattr(case["spent"], f) for f in ("tokens", "batches", "uncounted_batches")}
         )
-    m = run.with_elasticity(measured(**case))
-    assert m.provenance.keys() == MEASURES.keys()
-    for name in MEASURES:
+    m = run.with_history(measured(**case))
+    names = {name for name in MEASURES if not name.endswith("_to_level")}
+    assert m.provenance.keys() == names
+    for name in names:
         how, _, words = m.provenance[name].partition(": ")
         available = {"measured", "estimated"}
         assert (how in available) if m.get(name) is not None else (how == "unavailable"), name
@@ -241,13 +211,13 @@ def point(nll, tokens, flops=None):
 def test_the_elasticity_is_negative_where_spending_helped():
     """d ln T / d ln spent, in the measure of H."""
     run = Run(formula=H_AND_D)
-    first = run.with_elasticity(point(3.0, 100, 1e9))
+    first = run.with_history(point(3.0, 100, 1e9))
     assert first.elasticity is None
     assert first.provenance["elasticity"].startswith("unavailable: it takes two validations")
-    second = run.with_elasticity(point(2.9, 150, 2e9))
+    second = run.with_history(point(2.9, 150, 2e9))
     assert second.elasticity == pytest.approx(-0.1 / math.log(2))
     assert second.provenance["elasticity"].endswith("spending in capacity_flops")
-    third = run.with_elasticity(point(3.0, 200, 4e9))
+    third = run.with_history(point(3.0, 200, 4e9))
     assert third.elasticity == pytest.approx(0.1 / math.log(2))
 
 
@@ -259,15 +229,15 @@ def test_the_elasticity_is_negative_where_spending_helped():
 def test_the_elasticity_is_in_tokens_where_H_has_no_measure(formula):
     """The measure of D, or tokens if that has none either."""
     run = Run(formula=formula)
-    run.with_elasticity(point(3.0, 100))
-    assert run.with_elasticity(point(2.0, 200)).elasticity == pytest.approx(-1 / math.log(2))
+    run.with_history(point(3.0, 100))
+    assert run.with_history(point(2.0, 200)).elasticity == pytest.approx(-1 / math.log(2))
 
 
 def test_the_elasticity_falls_back_on_D_where_H_was_not_measured():
     """A device without a known peak leaves the tokens to compare by."""
     run = Run(formula=H_AND_D)
-    run.with_elasticity(point(3.0, 100))
-    assert run.with_elasticity(point(2.0, 200)).elasticity == pytest.approx(-1 / math.log(2))
+    run.with_history(point(3.0, 100))
+    assert run.with_history(point(2.0, 200)).elasticity == pytest.approx(-1 / math.log(2))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -275,7 +245,7 @@ def test_the_elasticity_is_absent_next_to_a_perplexity_that_is_no_number(bad):
     """Neither that validation nor the one after it has a slope; the third has one again."""
     run = Run(formula=H_AND_D)
     points = [(3.0, 1e9), (bad, 2e9), (2.9, 3e9), (2.8, 4e9)]
-    slopes = [run.with_elasticity(point(nll, 1, flops)).elasticity for nll, flops in points]
+    slopes = [run.with_history(point(nll, 1, flops)).elasticity for nll, flops in points]
     assert [s is None for s in slopes] == [True, True, True, False]
 
 
@@ -283,8 +253,99 @@ def test_the_elasticity_is_absent_next_to_a_perplexity_that_is_no_number(bad):
 def test_the_elasticity_is_absent_where_nothing_more_was_spent(flops):
     """Two validations at one moment have no slope, and no exception."""
     run = Run(formula=Formula(H=Factor("capacity_flops", 1e9)))
-    run.with_elasticity(point(3.0, 100, 1e9))
-    assert run.with_elasticity(point(2.9, 100, flops)).elasticity is None
+    run.with_history(point(3.0, 100, 1e9))
+    assert run.with_history(point(2.9, 100, flops)).elasticity is None
+
+
+# ---------------------------------------------------------------- a level of perplexity
+
+TO_20 = Formula(D=Factor("tokens_to_level", 1000, level=20.0))
+
+
+def levels(run, *points):
+    """tokens_to_level after each validation of (perplexity, tokens)."""
+    found = [
+        run.with_history(Measurements(perplexity=T, tokens=n, device_hours=n / 100, steps=1))
+        for T, n in points
+    ]
+    return [m.get("tokens_to_level") for m in found], found[-1]
+
+
+def test_the_spending_to_a_level_is_where_the_line_between_two_validations_meets_it():
+    """Interpolated in ln T, and fixed from then on, whatever T does later."""
+    share = math.log(40 / 20) / math.log(40 / 10)
+    found, last = levels(Run(formula=TO_20), (40, 100), (10, 300), (30, 400), (5, 500))
+    assert found == [None, *[pytest.approx(100 + share * 200)] * 3]
+    assert last.get("device_hours_to_level") == pytest.approx(found[-1] / 100)
+    assert last.level == 20
+    assert last.provenance["tokens_to_level"].startswith("measured: perplexity 20 reached")
+
+
+def test_before_its_level_a_run_has_no_L_and_says_so():
+    """Not reached yet is absent, not 0 and not infinite."""
+    found, last = levels(Run(formula=TO_20), (40, 100), (30, 300))
+    assert found == [None, None]
+    score = TO_20.score(last)
+    assert score.L is None
+    assert score.missing == ("tokens_to_level: unavailable: a perplexity of 20 is not reached yet",)
+
+
+@pytest.mark.parametrize("points", [[(20.0, 100)], [(math.nan, 50), (15.0, 100)]])
+def test_a_level_reached_before_the_first_number_is_an_upper_bound(points):
+    """Where nothing lies before, the line cannot be drawn."""
+    found, last = levels(Run(formula=TO_20), *points)
+    assert found[-1] == 100
+    assert last.provenance["tokens_to_level"].startswith("estimated: at most")
+
+
+def test_a_level_survives_a_checkpoint_unless_the_formula_changes():
+    """Another formula may ask for another level, and begins anew."""
+    run = Run(formula=TO_20)
+    levels(run, (40, 100), (10, 300))
+    state = run.to_dict(Spending())
+    (kept,), m = levels(Run.from_dict(state, None), (10, 400))
+    assert 100 < kept < 300
+    assert m.provenance["tokens_to_level"].startswith("measured")
+    to_15 = Formula(D=Factor("tokens_to_level", 1000, level=15.0))
+    assert levels(Run.from_dict(state, to_15), (10, 400))[0] == [400]
+
+
+def test_without_a_level_nothing_waits_for_one():
+    """The measures are absent."""
+    assert levels(Run(formula=Formula()), (40, 100), (1, 200))[0] == [None, None]
+
+
+def test_the_level_and_the_elasticity_are_those_of_the_formulas_T():
+    """A nominal token of 4 bytes instead of the tokenizer's."""
+    formula = Formula(
+        T="nominal_perplexity", D=Factor("tokens_to_level", 1000, level=math.exp(2.5))
+    )
+    run = Run(formula=formula)
+    for nats, tokens in ((3.0, 100), (2.0, 200)):
+        bits = nats / 4 / math.log(2)
+        m = run.with_history(Measurements(nll=9.0, bits_per_byte=bits, tokens=tokens))
+    assert m.get("tokens_to_level") == pytest.approx(150)
+    assert m.elasticity == pytest.approx(-1 / math.log(2))
+
+
+# ---------------------------------------------------------------- cost, and measures of one's own
+
+
+def test_a_cost_is_known_only_if_all_of_the_time_had_a_price():
+    """Part of the cost would be less than the cost."""
+    known = {"train_seconds": 10.0, "device_seconds": 10.0, "cost": 3.0}
+    assert measured(spent=Spending(**known)).cost == 3
+    m = measured(spent=Spending(**known, unpriced_seconds=1.0))
+    assert m.cost is None
+    assert "price_per_device_hour" in m.provenance["cost"]
+
+
+def test_own_measures_stand_beside_the_others():
+    """NaN is how the ranks tell each other that there is no value."""
+    m = measured(own={"learning_rate": 0.1, "loss_scale": math.nan})
+    assert m.own == {"learning_rate": 0.1}
+    assert m.provenance["learning_rate"].startswith("measured: ")
+    assert m.provenance["loss_scale"].startswith("unavailable: ")
 
 
 # ---------------------------------------------------------------- the checkpoint
@@ -296,7 +357,10 @@ RUNS = st.builds(
     planned_batches=st.none() | st.floats(1, 1e9),
     formula=FORMULAS,
     logged=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
-    last_point=st.none() | st.tuples(st.floats(0, 20), st.just("tokens"), st.floats(1, 1e30)),
+    fingerprints=st.lists(st.text(), max_size=2).map(tuple),
+    previous=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
+    reached=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
+    reached_how=st.text(),
 )
 
 
@@ -349,6 +413,15 @@ def test_another_schema_is_a_value_error(schema):
     state = {**Run().to_dict(Spending()), "schema": schema}
     with pytest.raises(ValueError, match="expected schema 1, got"):
         Run.from_dict(state, None)
+
+
+def test_a_checkpoint_without_later_additions_is_read():
+    """What it does not know starts empty."""
+    state = Run(logged={"L": 1.0}, previous={"ln_T": 1.0}).to_dict(Spending())
+    for name in ("fingerprints", "previous", "reached", "reached_how"):
+        del state[name]
+    run = Run.from_dict(state, None)
+    assert (run.logged, run.previous, run.reached) == ({"L": 1.0}, {}, {})
 
 
 def test_two_runs_have_two_names():

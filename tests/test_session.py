@@ -75,10 +75,32 @@ def test_a_session_counts_time_tokens_and_devices_of_training_alone():
         model_flops=72.0,
         batches=3,
         train_seconds=15.0,
+        wall_seconds=1015.0,
         device_seconds=30.0,
+        unpriced_seconds=30.0,
         capacity_flops=75.0,
         hardware=Totals(readings=2, memory_peak_bytes=7),
     )
+
+
+def test_a_price_makes_a_cost_of_all_devices_training_time():
+    """Two devices for half an hour at 3 an hour; without a price the time counts as unpriced."""
+    made, now = session(price_per_device_hour=3.0)
+    train(made, now, 1800)
+    assert (made.share().cost, made.share().unpriced_seconds) == (3.0, 0.0)
+    later, now = session(before=made.total())
+    train(later, now, 10)
+    assert (later.total().cost, later.total().unpriced_seconds) == (3.0, 20.0)
+
+
+def test_wall_time_goes_on_while_validating_and_ends_with_the_session():
+    """From the first step to the end of the fit."""
+    made, now = session()
+    train(made, now, 10)
+    now.seconds += 100
+    made.stop()
+    now.seconds += 100
+    assert (made.share().train_seconds, made.share().wall_seconds) == (10, 110)
 
 
 def test_the_sampler_is_told_of_every_edge():

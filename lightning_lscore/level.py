@@ -1,0 +1,36 @@
+"""The spending at which a stated perplexity was first reached: what it took to get there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def first_reached(
+    before: Mapping[str, float], now: Mapping[str, float], ln_level: float
+) -> dict[str, float]:
+    """What had been spent when ln T fell to ``ln_level``, by measure; empty if it has not yet.
+
+    Between two validations ln T is taken to fall in a straight line over what is spent. Real curves
+    bend below it, so this errs on the side of more, by less than the distance of two validations.
+    At a run's first validation it is what had been spent by then: the level was reached at most
+    there.
+
+    Args:
+        before: ``ln_T`` and the spending at the validation before, empty if there was none.
+        now: the same at this one.
+        ln_level: ln of the perplexity to be reached.
+
+    >>> first_reached({"ln_T": 4.0, "tokens": 100}, {"ln_T": 2.0, "tokens": 200}, ln_level=3.5)
+    {'tokens': 125.0}
+    """
+    if now["ln_T"] > ln_level:
+        return {}
+    spent = {name: float(value) for name, value in now.items() if name != "ln_T"}
+    if not before or before["ln_T"] <= ln_level:
+        return spent
+    share = (before["ln_T"] - ln_level) / (before["ln_T"] - now["ln_T"])
+    return {
+        name: before[name] + share * (value - before[name])
+        for name, value in spent.items()
+        if name in before
+    }
