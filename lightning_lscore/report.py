@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .compare import comparable_with_last, why_incomparable
 from .records import Record
 
 
@@ -19,19 +20,17 @@ def validation_table(records: Sequence[Record]) -> str:
     best = best_record(records)
     for r in records:
         m, s = r.measurements, r.score
-        factors = (_number(f) for f in (s.f_D, s.f_A, s.f_H))
-        tokens, time = _count(m.tokens), _duration(m.train_hours)
+        factors = (number(f) for f in (s.f_D, s.f_A, s.f_H))
+        tokens, time = count(m.tokens), duration(m.train_hours)
         mark = "<" if r is best else ""
-        L = _number(s.L)
-        rows.append((str(r.step), tokens, time, _number(s.perplexity), *factors, L, mark))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+        L = number(s.L)
+        rows.append((str(r.step), tokens, time, number(s.perplexity), *factors, L, mark))
+    return "\n".join(columns(rows))
 
 
 def best_record(records: Sequence[Record]) -> Record | None:
-    """The validation with the lowest L, None if no L is a number."""
-    scored = [r for r in records if r.L is not None and not math.isnan(r.L)]
+    """The validation with the lowest L of those that compare with the last; None without one."""
+    scored = [r for r in comparable_with_last(records) if r.L is not None and not math.isnan(r.L)]
     return min(scored, key=lambda r: r.score.L, default=None)  # type: ignore[return-value, arg-type]
 
 
@@ -48,6 +47,10 @@ def spending_summary(records: Sequence[Record]) -> str:
     if best is None:
         why = "; ".join(last.score.missing) or "every L is NaN"
         return "; ".join(spent) + f"\nno L was scored: {why}"
+    others = [reasons for r in records[:-1] if (reasons := why_incomparable(r, last))]
+    if others:
+        plural = "s" * (len(others) != 1)
+        spent.append(f"{len(others)} validation{plural} left out: {others[-1][0]}")
     lines = ["; ".join(spent), f"best L {best.L:.4f} at step {best.step}, for {_spending(best)}"]
     if len(records) > 1:
         lines.append(_after_the_best(best, last))
@@ -74,13 +77,26 @@ def _after_the_best(best: Record, last: Record) -> str:
 
 def _spending(record: Record) -> str:
     m = record.measurements
-    parts = [f"{_count(m.tokens)} tokens", f"{_duration(m.device_hours)} of device time"]
+    parts = [f"{count(m.tokens)} tokens", f"{duration(m.device_hours)} of device time"]
     if m.energy_kwh is not None:
         parts.append(f"{m.energy_kwh:.3g} kWh")
     return ", ".join(parts)
 
 
-def _count(value: float | None) -> str:
+def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """Aligned lines; the first ``left`` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def count(value: float | None) -> str:
+    """Such as 12.30M."""
     if value is None:
         return "-"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -89,11 +105,13 @@ def _count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def _duration(hours: float | None) -> str:
+def duration(hours: float | None) -> str:
+    """In hours, or in seconds where that is short."""
     if hours is None:
         return "-"
     return f"{hours * 3600:.1f} s" if hours < 0.1 else f"{hours:.2f} h"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """With four decimals."""
     return "-" if value is None else f"{value:.4f}"

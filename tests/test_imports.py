@@ -52,7 +52,10 @@ def test_reading_and_scoring_records_needs_no_torch(tmp_path):
     assert not HEAVY & imported_by(LIGHT.replace("PATH", repr(str(path))))
 
 
-@pytest.mark.parametrize("module", ["measurements", "formula", "clock", "records", "report"])
+PURE = ["measurements", "formula", "clock", "level", "records", "compare", "report", "explain"]
+
+
+@pytest.mark.parametrize("module", [*PURE, "patience", "finished", "cli"])
 def test_the_pure_modules_import_only_the_standard_library(module):
     """The equation runs wherever Python does."""
     found = imported_by(f"import lightning_lscore.{module}")

@@ -1,0 +1,146 @@
+"""The command ``lscore``. It only parses, and imports what a subcommand needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+RUN_HELP = "folder of a run's log, or the record file in it (lscore.jsonl)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns 0, or 2 after an error that the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        for text in options.run(options):
+            print(text)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"lscore {options.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lscore",
+        description="Cost-adjusted perplexity: is a training run still worth what it spends?",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    explain = commands.add_parser(
+        "explain",
+        help="what L is; with a run, what moved its L; with numbers, their L",
+        description="Without arguments: the equation, its letters, what its weights mean, and a "
+        "worked example. With RUN: which factor moved that run's L by how much between "
+        "validations, and what idle time cost. With --perplexity: L of these numbers.",
+    )
+    explain.add_argument("records", nargs="?", type=Path, metavar="RUN", help=RUN_HELP)
+    explain.add_argument("--from", dest="start", type=int, metavar="STEP", help="with RUN")
+    explain.add_argument("--to", dest="end", type=int, metavar="STEP", help="with RUN")
+    explain.add_argument(
+        "--formula", type=Path, metavar="FILE.json", help="explain this one; RUN is scored under it"
+    )
+    explain.add_argument(
+        "--parameters",
+        type=float,
+        metavar="N",
+        help="explain the scaling law's formula for this size",
+    )
+    explain.add_argument("--perplexity", type=float, metavar="T", help="compute L of this, and of")
+    for letter in "DAH":
+        explain.add_argument(f"--{letter}", type=float, metavar=f"f({letter})", help="this factor")
+    explain.set_defaults(run=_explain)
+
+    compare = commands.add_parser(
+        "compare",
+        help="several runs under one formula",
+        description="Scores runs again under one formula and shows their best and last L side by "
+        "side. Runs on different evaluation sets are refused.",
+    )
+    compare.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    compare.add_argument(
+        "--formula", type=Path, metavar="FILE.json", help="default: that of the first run"
+    )
+    compare.set_defaults(run=_compare)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="weights from one's own finished runs",
+        description="Measures how much perplexity more parameters and more tokens have bought in "
+        "finished runs, and writes the formula whose weights are these rates. Runs that were cut "
+        "off before their learning rate had decayed mislead: leave them out.",
+    )
+    calibrate.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help=f"{RUN_HELP}; or a CSV file with the columns parameters, tokens, loss [nats/token]",
+    )
+    calibrate.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.json", help="write the formula"
+    )
+    calibrate.add_argument(
+        "--share",
+        type=float,
+        default=0.5,
+        help="what machine time takes of the smaller of the two rates, 0 to 1 (default 0.5)",
+    )
+    calibrate.set_defaults(run=_calibrate)
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> list[str]:
+    from .explain import explain_run, overview, worked_example
+    from .formula import Formula
+
+    factors = {x: getattr(options, x) for x in "DAH" if getattr(options, x) is not None}
+    if options.perplexity is not None:
+        return [worked_example(options.perplexity, **{x: factors.get(x, 1.0) for x in "DAH"})]
+    if factors:
+        raise ValueError(f"expected --perplexity with --{' and --'.join(factors)}, got none.")
+    formula = None
+    if options.formula is not None:
+        formula = Formula.load(options.formula)
+    elif options.parameters is not None:
+        formula = Formula.for_model(options.parameters)
+    if options.records is None:
+        return [overview(formula)]
+    from .compare import rescored
+    from .records import read_run
+
+    records = read_run(options.records)
+    if formula is not None:
+        records = rescored(records, formula)
+    return [explain_run(records, options.start, options.end)]
+
+
+def _compare(options: argparse.Namespace) -> list[str]:
+    from .compare import comparison
+    from .formula import Formula
+    from .records import read_run
+
+    runs = {str(path): read_run(path) for path in options.records}
+    return [comparison(runs, None if options.formula is None else Formula.load(options.formula))]
+
+
+def _calibrate(options: argparse.Namespace) -> list[str]:
+    from .calibrate import calibrate
+    from .explain import explain_calibration
+    from .finished import read_finished
+
+    runs = read_finished(options.runs)
+    found = calibrate(runs.parameters, runs.tokens, runs.loss, share=options.share)
+    lines = [explain_calibration(found), ""]
+    if options.output is None:
+        return [*lines, "Nothing was written: say -o FILE.json for a formula with these weights."]
+    replace(found.formula(), T=runs.T).save(options.output)
+    return [*lines, f'Wrote {options.output}. Use it with LScore("{options.output}").']
