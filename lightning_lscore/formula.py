@@ -343,6 +343,12 @@ class Formula:
         """Names of the measures that the formula charges for."""
         return tuple(dict.fromkeys(name for f in self._factors for name in f.measures))
 
+    def spending_measure(self, measurements: Measurements) -> str:
+        """What to count spending in: the measure of H if it has grown, else of D, else tokens."""
+        spent = measurements.spent()
+        charged = [f.measure for f in (self.H, self.D) if isinstance(f, Factor)]
+        return next((name for name in charged if spent.get(name)), "tokens")
+
     @property
     def own_measures(self) -> tuple[str, ...]:
         """Those of them that are the user's own."""

@@ -56,7 +56,7 @@ class Verdict:
     improved: bool
     """Whether this validation has the lowest L so far."""
     waited: float
-    """By how much the price ln f has risen since the best L."""
+    """By how much the price ln f has risen since the best L; with a ratio, ln of the spending."""
     patience: float
     """How much of that is accepted at this noise."""
     outlook: float | None
@@ -105,11 +105,17 @@ class Patience:
     What it cannot know is the future of the learning rate: decay brings its loss late, and a
     plateau before it looks like the end. Pass ``armed=False`` as long as a decay is to come.
 
+    *Ratio.* Instead of all this the rule may be a plain one: it stops once ``ratio`` more has been
+    spent than at the best L. On public training runs that gives up too early where the spending
+    at the best L was small, as it is when a run starts from a trained model.
+
     Args:
         tolerance: in nats, > 0. 0.005: 0.5 % of L.
         certainty: how many standard deviations of noise to wait out, >= 0.
         validations: least number of validations without improvement, >= 1. 2, so that one
             odd validation decides nothing.
+        ratio: > 0; 0.25: stop when 25 % more has been spent since the best L, whatever it cost.
+            ``tolerance`` and ``certainty`` are then without meaning. None: the rule above.
 
     Raises:
         ValueError: for arguments out of these ranges.
@@ -122,7 +128,12 @@ class Patience:
     """
 
     def __init__(
-        self, tolerance: float = 0.005, *, certainty: float = 4.0, validations: int = 2
+        self,
+        tolerance: float = 0.005,
+        *,
+        certainty: float = 4.0,
+        validations: int = 2,
+        ratio: float | None = None,
     ) -> None:
         if not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance: expected nats > 0 (0.005 = 0.5 %), got {tolerance!r}.")
@@ -130,12 +141,20 @@ class Patience:
             raise ValueError(f"certainty: expected standard deviations >= 0, got {certainty!r}.")
         if isinstance(validations, bool) or not isinstance(validations, int) or validations < 1:
             raise ValueError(f"validations: expected a whole number >= 1, got {validations!r}.")
+        if ratio is not None and not 0 < ratio < math.inf:
+            raise ValueError(f"ratio: expected a share > 0 (0.25 = 25 % more), got {ratio!r}.")
         self.tolerance = float(tolerance)
         self.certainty = float(certainty)
         self.validations = validations
+        self.ratio = ratio
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every validation: what comes now is another run, or under another formula."""
         self.best_ln_L = math.inf
         """Lowest ln L so far, infinite before the first finite one."""
         self._ln_f_at_best: float | None = None
+        self._spent_at_best: float | None = None
         self._since_best = 0
         self._recent: list[float] = []  # ln T, newest last
         self._history: list[list[float]] = []  # [spent, ln T], as far back as "then" can reach
@@ -157,27 +176,30 @@ class Patience:
                 no improvement.
             ln_f: ln of the product of all factors, ln f(D) + ln f(A) + ln f(H).
             spent: since the start of the run, tokens for instance. This, ``planned`` and
-                ``ln_f_at_end`` are for the outlook; without them only the patience counts.
+                ``ln_f_at_end`` are for the outlook; without them only the patience counts. With
+                ``ratio`` it is what that is a ratio of.
             planned: what will be spent at the end of the plan, in the unit of ``spent``.
             ln_f_at_end: ln f at the end of the plan, see :func:`ln_price`.
             armed: whether the run may be stopped now. False while the learning rate is still to
                 decay; what happens meanwhile is remembered all the same.
 
         Raises:
-            ValueError: if ``ln_f`` is NaN or +infinity. (-infinity is the price of having spent
-                nothing under a plain power, c = 0.)
+            ValueError: if ``ln_f`` is NaN or +infinity (-infinity is the price of having spent
+                nothing under a plain power, c = 0), or ``spent`` is missing for a ``ratio``.
         """
+        if self.ratio is not None and spent is None:
+            raise ValueError("spent: expected a number, of which to take the ratio, got None.")
         if math.isnan(ln_f) or ln_f == math.inf:
             raise ValueError(f"ln_f: expected a number, got {ln_f!r}: a factor went wrong.")
         ln_L = ln_T + ln_f
         improved = ln_L < self.best_ln_L
         if improved:
             self.best_ln_L = float(ln_L)
-            self._ln_f_at_best, self._since_best = float(ln_f), 0
+            self._since_best = 0
         else:
             self._since_best += 1
-            if self._ln_f_at_best is None:  # nothing finite yet: wait from the first validation on
-                self._ln_f_at_best = float(ln_f)
+        if improved or self._ln_f_at_best is None:  # nothing finite yet: wait from the first on
+            self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
         best = self._ln_f_at_best
         assert best is not None
         waited = 0.0 if ln_f == best else ln_f - best  # -inf - -inf is NaN
@@ -188,7 +210,10 @@ class Patience:
         luck = self.certainty * noise * (1 + 2 / max(n, 1))
         patience = self.tolerance + luck
         outlook = None
-        if spent is not None and planned is not None and math.isfinite(ln_T):
+        if self.ratio is not None:
+            assert spent is not None
+            waited, patience = _ln_ratio(spent, self._spent_at_best), math.log1p(self.ratio)
+        elif spent is not None and planned is not None and math.isfinite(ln_T):
             bought = self._bought(float(spent), float(planned), float(ln_T))
             if bought is not None and ln_f_at_end is not None:
                 outlook = bought - (ln_f_at_end - ln_f) - (ln_L - self.best_ln_L) + luck
@@ -207,7 +232,8 @@ class Patience:
             noise=noise,
             reason="",
         )
-        return replace(verdict, reason=_reason(verdict, impatient, hopeless, armed))
+        what = "price" if self.ratio is None else "spending"
+        return replace(verdict, reason=_reason(verdict, impatient, hopeless, armed, what))
 
     def _noise(self) -> tuple[float, int]:
         x = self._recent
@@ -232,6 +258,7 @@ class Patience:
             "lscore_patience": 1,
             "best_ln_L": self.best_ln_L,
             "ln_f_at_best": self._ln_f_at_best,
+            "spent_at_best": self._spent_at_best,
             "since_best": self._since_best,
             "recent": list(self._recent),
             "history": [list(p) for p in self._history],
@@ -251,12 +278,20 @@ class Patience:
         self.best_ln_L = float(state["best_ln_L"])
         at_best = state["ln_f_at_best"]
         self._ln_f_at_best = None if at_best is None else float(at_best)
+        spent = state.get("spent_at_best")
+        self._spent_at_best = None if spent is None else float(spent)
         self._since_best = int(state["since_best"])
         self._recent = [float(x) for x in state["recent"]]
         self._history = [[float(x) for x in p] for p in state["history"]]
 
 
-def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool) -> str:
+def _ln_ratio(now: float, before: float | None) -> float:
+    if now == before or not now or before is None:
+        return 0.0
+    return math.log(now / before) if before else math.inf
+
+
+def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
     if verdict.improved:
         return "The lowest L so far."
     count = verdict.validations
@@ -266,13 +301,13 @@ def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool) -> s
         text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
     if impatient or not hopeless:
         text += (
-            f", while the price rose by {_percent(verdict.waited)} of "
+            f", while the {what} rose by {_percent(verdict.waited)} of "
             f"{_percent(verdict.patience)} accepted"
         )
     if not (impatient or hopeless):
         return f"{text}."
     if not armed:
-        return f"{text}; the learning rate is still to decay, so the run goes on."
+        return f"{text}; the learning rate is still changing, so the run goes on."
     return f"{text}: more spending does not pay."
 
 

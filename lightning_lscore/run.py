@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .evaluation import Evaluation
-from .formula import Factor, Formula
+from .formula import Formula
 from .level import first_reached
 from .measurements import MEASURES, Measurements
 from .parameters import FLOPS_CONVENTION, ParameterCount
@@ -67,8 +67,7 @@ class Run:
         """d ln T / d ln spent since the last validation, in the measure of H, else of D."""
         assert self.formula is not None
         now = self.previous
-        charged = [f.measure for f in (self.formula.H, self.formula.D) if isinstance(f, Factor)]
-        measure = next((m for m in charged if now.get(m)), "tokens")
+        measure = self.formula.spending_measure(measurements)
         value, how = None, "unavailable: it takes two validations with a finite perplexity"
         if now.get(measure, 0) > before.get(measure, math.inf) > 0:
             change = now["ln_T"] - before["ln_T"]

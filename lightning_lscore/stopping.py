@@ -38,6 +38,8 @@ class CostEarlyStopping(EarlyStopping):
         tolerance: price to pay for nothing, or gain to leave, in nats, > 0. 0.005: 0.5 % of L.
         certainty: how many standard deviations of noise to wait out, >= 0.
         validations: least number of validations without improvement, >= 1.
+        ratio: a plain rule in place of ``tolerance`` and ``certainty``: stop when this much more
+            has been spent since the best L, in the measure of H, else of D. 0.25: 25 % more.
         while_decaying: whether it may also stop while the learning rate changes.
         verbose: whether to say at each validation why the run goes on.
         strict: whether a missing L is an error.
@@ -59,6 +61,7 @@ class CostEarlyStopping(EarlyStopping):
         *,
         certainty: float = 4.0,
         validations: int = 2,
+        ratio: float | None = None,
         while_decaying: bool = False,
         verbose: bool = False,
         strict: bool = True,
@@ -83,7 +86,7 @@ class CostEarlyStopping(EarlyStopping):
         self.while_decaying = while_decaying
         self.verdict: Verdict | None = None  # on the newest validation
         self.stopping_reason_message: str | None = None
-        self._rule = Patience(tolerance, certainty=certainty, validations=validations)
+        self._rule = Patience(tolerance, certainty=certainty, validations=validations, ratio=ratio)
         self._run: list[Any] = []  # its name and formula, within which L compares
         self._best: dict[str, Any] | None = None
         self._rates: list[float] = []
@@ -111,21 +114,23 @@ class CostEarlyStopping(EarlyStopping):
         assert formula is not None
         measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
         ln_f = ln_price(formula, measured)
-        if measured.nll is None or ln_f is None:  # LScore has said what is missing
+        ln_T = formula.ln_parts(measured)["T"]
+        if ln_T is None or ln_f is None:  # LScore has said what is missing
             return
+        amount = measured.get(formula.spending_measure(measured)) or spent
         if self._run != [record.run, dict(record.formula)]:  # L before does not compare
             self._run, self._best = [record.run, dict(record.formula)], None
-            self._rule.load_state_dict(Patience().state_dict())
+            self._rule.reset()
             self.best_score, self.wait_count = torch.tensor(math.inf), 0
         self.verdict = self._rule.update(
-            ln_T=measured.nll,
+            ln_T=ln_T,
             ln_f=ln_f,
-            spent=spent,
+            spent=spent if self._rule.ratio is None else amount,
             planned=planned,
             ln_f_at_end=ln_price(formula, measured, planned / spent) if planned else None,
             armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
         )
-        now = {"step": record.step, "L": record.L, "nll": measured.nll}
+        now = {"step": record.step, "L": record.L, "ln_T": ln_T, "ln_f": ln_f}
         now |= {"tokens": measured.tokens, "device time": measured.device_hours}
         if self.verdict.improved:
             self._best = now
@@ -187,11 +192,11 @@ def _sentence(verdict: Verdict, best: dict[str, Any] | None, now: dict[str, Any]
         return f"Stopped at step {now['step']}: {verdict.reason}"
     spent = [name for name in ("tokens", "device time") if best[name] and now[name]]
     more = " and ".join(f"{_percent(now[x] / best[x] - 1)} more {x}" for x in spent)
-    change = exp(now["nll"] - best["nll"]) - 1
+    change = exp(now["ln_T"] - best["ln_T"]) - 1
     return (
         f"Stopped at step {now['step']}: since the best L ({best['L']:.4f} at step {best['step']}) "
-        f"{more or 'more spending'}, priced at {_percent(exp(verdict.waited) - 1)} of L, "
-        f"{'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
+        f"{more or 'more spending'}, priced at {_percent(exp(now['ln_f'] - best['ln_f']) - 1)} of "
+        f"L, {'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
         f"{verdict.reason}"
     )
 

@@ -154,7 +154,7 @@ def test_unarmed_it_says_why_it_goes_on_and_remembers():
     for i in range(10):
         verdict = patience.update(ln_T=3.0, ln_f=0.01 * i, armed=False)
     assert not verdict.stop
-    assert "still to decay" in verdict.reason
+    assert "still changing" in verdict.reason
     assert patience.update(ln_T=3.0, ln_f=0.11).stop
 
 
@@ -188,6 +188,8 @@ def test_a_price_that_is_no_number_is_refused(ln_f):
     [
         ({"tolerance": 0}, "tolerance: expected nats > 0"),
         ({"tolerance": math.nan}, "tolerance"),
+        ({"ratio": 0}, "ratio: expected a share > 0"),
+        ({"ratio": math.inf}, "ratio"),
         ({"certainty": -1}, "certainty: expected standard deviations >= 0"),
         ({"validations": 0}, "validations: expected a whole number >= 1"),
         ({"validations": 2.5}, "validations"),
@@ -238,6 +240,41 @@ def test_it_stops_only_after_paying_its_patience_for_nothing(curve):
         assert v.reason.endswith(".")
 
 
+def test_a_ratio_stops_when_that_much_more_has_been_spent():
+    """25 % since the best L, and two validations that brought nothing, whatever they cost."""
+
+    def stop(validations=2, first=10.0):
+        patience = Patience(ratio=0.25, validations=validations)
+        spent = [first, 10, 11, 12, 12.5, 13]
+        return [
+            patience.update(ln_T=3.0 - (s <= 10), ln_f=s / 1e6, spent=s, planned=99, ln_f_at_end=9)
+            for s in spent
+        ]
+
+    assert stopped_at(stop()) == 4
+    assert stopped_at(stop(validations=5)) == 5
+    last = stop()[4]
+    assert (last.waited, last.outlook) == (pytest.approx(math.log(1.25)), None)
+    assert "the spending rose by 25.00 % of 25.00 % accepted" in last.reason
+
+
+def test_a_ratio_of_nothing_spent_is_exceeded_by_anything():
+    """The weakness of the plain rule, and no exception."""
+    patience = Patience(ratio=0.25)
+    verdicts = [patience.update(ln_T=3.0, ln_f=s, spent=s) for s in (0, 1, 2)]
+    assert [v.stop for v in verdicts] == [False, False, True]
+    with pytest.raises(ValueError, match="spent: expected a number"):
+        patience.update(ln_T=3.0, ln_f=3.0)
+
+
+def test_a_reset_forgets_everything():
+    """As if it were new."""
+    patience = Patience()
+    feed(patience, [(3.0, 0.01)] * 5)
+    patience.reset()
+    assert patience.state_dict() == Patience().state_dict()
+
+
 def test_a_foreign_state_is_refused():
     with pytest.raises(ValueError, match="expected the state of a Patience"):
         Patience().load_state_dict({"wait_count": 3})
@@ -248,4 +285,4 @@ def test_the_state_is_plain_and_bounded():
     feed(patience, [(3.0, 0.001)] * 500)
     state = patience.state_dict()
     assert len(state["recent"]) == NOISE_WINDOW + 2
-    assert {type(v) for v in state.values()} <= {int, float, list}
+    assert {type(v) for v in state.values()} <= {int, float, list, type(None)}

@@ -133,6 +133,16 @@ def test_it_stops_when_perplexity_falls_by_less_than_the_price(fit):
     assert fit(Scripted(*slowly), EarlyStopping("perplexity"), LScore(BY_TOKENS)) == END
 
 
+def test_a_ratio_stops_after_that_much_more_spending(fit):
+    """The best L is the eighth validation: 25 % more is the tenth, 40 % more the twelfth."""
+    curve = [2.8 - 0.1 * i for i in range(8)]
+    assert fit(Scripted(*curve), CostEarlyStopping(ratio=0.25)) == 10
+    stopping = CostEarlyStopping(ratio=0.4)
+    assert fit(Scripted(*curve), stopping) == 12
+    assert "50 % more tokens" in stopping.stopping_reason_message
+    assert "the spending rose by 50.00 % of 40.00 % accepted" in stopping.stopping_reason_message
+
+
 def test_it_goes_on_as_long_as_spending_pays(fit):
     enough = [3.0 - 0.03 * math.log(n) for n in range(1, 40)]
     assert fit(Scripted(*enough), CostEarlyStopping()) == END
@@ -505,6 +515,7 @@ def test_all_ranks_stop_at_the_same_step_for_the_same_reason(tmp_path):
         ({"monitor": "perplexity"}, 'monitor: expected "L"'),
         ({"tolerance": 0}, "tolerance: expected nats > 0"),
         ({"certainty": -1}, "certainty"),
+        ({"ratio": -0.25}, "ratio: expected a share > 0"),
         ({"validations": 0}, "validations"),
     ],
 )
