@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         for text in options.run(options):
-            print(text)
-        sys.stdout.flush()
+            print(text, flush=True)
         return 0
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         help="what machine time takes of the smaller of the two rates, 0 to 1 (default 0.5)",
     )
     calibrate.set_defaults(run=_calibrate)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what a run could measure on this machine",
+        description="Tries every device and every measure, and says what a run here would lack and "
+        "why. It takes some seconds a device.",
+    )
+    doctor.add_argument(
+        "--precision", default="32-true", help="the Trainer's, for the peak (default 32-true)"
+    )
+    doctor.add_argument(
+        "--seconds", type=float, default=2.0, help="to read each device for (default 2)"
+    )
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -130,6 +143,12 @@ def _compare(options: argparse.Namespace) -> list[str]:
 
     runs = {str(path): read_run(path) for path in options.records}
     return [comparison(runs, None if options.formula is None else Formula.load(options.formula))]
+
+
+def _doctor(options: argparse.Namespace) -> Iterator[str]:
+    from .doctor import examine
+
+    return examine(options.precision, options.seconds)
 
 
 def _calibrate(options: argparse.Namespace) -> list[str]:

@@ -63,7 +63,7 @@ def find_devices(
     dtype = compute_dtype(precision, module, root)
     places = {p.device for p in module.parameters() if p.device.type == root.type}
     # By key, since "cuda" and "cuda:0" are one.
-    by_key = {p.device.key: p for p in map(_probe, sorted({root, *places}, key=str))}
+    by_key = {p.device.key: p for p in map(probe_of, sorted({root, *places}, key=str))}
     keys, probes = list(by_key), list(by_key.values())
 
     ranks = gather((keys, torch.get_num_threads()))
@@ -99,7 +99,7 @@ def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
     return "tf32" if dtype == "float32" and tf32 else dtype
 
 
-def _probe(place: torch.device) -> Probe:
+def probe_of(place: torch.device) -> Probe:
     if place.type == "cuda":
         return cuda_probe(place.index or 0)
     cpu = CpuProbe()
