@@ -110,8 +110,8 @@ class Factor:
             object.__setattr__(self, name, value)
         if self.idle_price != 1 and self.measure not in TRAINING_TIME:
             raise ValueError(
-                f"Factor.idle_price: expected a measure of training time ({', '.join(TRAINING_TIME)}), got "
-                f"{self.measure!r}."
+                "Factor.idle_price: expected a measure of training time "
+                f"({', '.join(TRAINING_TIME)}), got {self.measure!r}."
             )
 
     def _check_measure(self) -> None:
