@@ -36,7 +36,7 @@ _PERPLEXITIES = ("perplexity", "nominal_perplexity")
 
 # loss = E + A / N^alpha + B / D^beta for N parameters and D tokens: the constants that Besiroglu et
 # al. 2024 (https://arxiv.org/abs/2404.10102) fitted to the runs of Hoffmann et al. 2022.
-_LAW_A, _LAW_B, _LAW_ALPHA, _LAW_BETA = 482.01, 2085.43, 0.3478, 0.3658
+LAW_A, LAW_B, LAW_ALPHA, LAW_BETA = 482.01, 2085.43, 0.3478, 0.3658
 
 DEFAULT_WEIGHT = 0.025
 """Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice of both
@@ -385,7 +385,7 @@ class Formula:
         >>> round(Formula.for_model(1e8).D.weight, 4)
         0.1383
         """
-        e = _LAW_ALPHA * _LAW_A * max(parameters, 1e7) ** -_LAW_ALPHA
+        e = LAW_ALPHA * LAW_A * max(parameters, 1e7) ** -LAW_ALPHA
         tokens = compute_optimal_tokens(parameters)
         origin = f"the scaling law for {parameters:.4g} parameters"
         return cls._of_plan(parameters, tokens, e / 2, origin)
@@ -495,8 +495,8 @@ def compute_optimal_tokens(parameters: float) -> float:
     >>> f"{compute_optimal_tokens(1e9):.1e}"
     '2.3e+10'
     """
-    ratio = _LAW_BETA * _LAW_B / (_LAW_ALPHA * _LAW_A)
-    return float((ratio * max(parameters, 1) ** _LAW_ALPHA) ** (1 / _LAW_BETA))
+    ratio = LAW_BETA * LAW_B / (LAW_ALPHA * LAW_A)
+    return float((ratio * max(parameters, 1) ** LAW_ALPHA) ** (1 / LAW_BETA))
 
 
 def _positive(value: Any, what: str) -> float:
