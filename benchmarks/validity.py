@@ -1,4 +1,4 @@
-"""Do L, its stopping rule and its calibration do what they promise on real training runs?
+"""Do L, its stopping rule, its prediction and its calibration keep their promises on real runs?
 
     python benchmarks/validity.py          on the public runs in benchmarks/data
     python benchmarks/validity.py --curves mine.csv --finished mine_too.csv --weights 0.05
@@ -19,6 +19,16 @@ patience of 3 validations; 25 % more spending than at the best L and 2 validatio
     after|25%  the same over the curves on which the 25 % rule too ends within 1 %: a rule that
                stops before the best point looks thrifty in "after"
 
+Prediction: each curve, whole and its second half alone, is cut at 25, 40, 60 and 80 % of its plan,
+and the best L of the whole curve is predicted from what comes before the cut.
+
+    shown      share of cases in which a prediction is given
+    held       share of the shown cases whose 90 % interval holds the best L; below: it is lower
+    error      |ln(predicted / true best L)|, median [nats]; so far: the same if the best L before
+               the cut is taken for a prediction
+    width      ln(upper / lower end of the interval), median [nats]
+    spending   share of the shown cases whose interval holds the spending at the best L
+
 Calibration: weights from random subsets of the finished runs against those from all of their set.
 """
 
@@ -37,9 +47,11 @@ import numpy as np
 from lightning_lscore.calibrate import calibrate
 from lightning_lscore.formula import Factor
 from lightning_lscore.patience import Patience
+from lightning_lscore.predict import Prediction, predict
 
 DATA = Path(__file__).parent / "data"
 ONE_PERCENT = math.log(1.01)
+CUTS = (0.25, 0.4, 0.6, 0.8)
 LEAST = 4  # validations, below which a curve says nothing
 
 
@@ -116,8 +128,12 @@ def by_patience(tolerance: float, certainty: float) -> Rule:
 
 def price(curve: Curve, weight: float) -> list[float]:
     """ln f(D) + ln f(H) of the default formula, w_D = w_H = weight / 2 (f(A) is constant)."""
+    return [price_at(x, weight) for x in curve.spent]
+
+
+def price_at(spent: float, weight: float) -> float:
     D, H = Factor("tokens", 1, weight / 2), Factor("capacity_flops", 1, weight / 2)
-    return [D.ln_f(x) + H.ln_f(x) for x in curve.spent]
+    return D.ln_f(spent) + H.ln_f(spent)
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,112 @@ def _rows(curves: Sequence[Curve], weight: float, rules: dict[str, Rule]) -> Ite
 
 def _mean(outcomes: Sequence[Outcome], what: str) -> float:
     return float(np.mean([getattr(o, what) for o in outcomes])) if outcomes else math.nan
+
+
+# ---------------------------------------------------------------------- prediction
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was predicted from the first part of a curve, and what came."""
+
+    weight: float
+    cut: float
+    ln_L: float
+    """The lowest of the whole curve."""
+    ln_L_so_far: float
+    growth: float
+    """Spending at the lowest L, as a multiple of what was spent at the cut."""
+    found: Prediction | None
+
+    @property
+    def error(self) -> float:
+        assert self.found
+        return math.log(self.found.best_L) - self.ln_L
+
+    @property
+    def so_far(self) -> float:
+        return self.ln_L_so_far - self.ln_L
+
+    @property
+    def width(self) -> float:
+        assert self.found
+        return math.log(self.found.best_L_high / self.found.best_L_low)
+
+    @property
+    def held(self) -> bool:
+        assert self.found
+        low, high = math.log(self.found.best_L_low), math.log(self.found.best_L_high)
+        return low - 1e-9 <= self.ln_L <= high + 1e-9  # what has been reached comes back rounded
+
+    @property
+    def below(self) -> bool:
+        return not self.held and self.error > 0
+
+    @property
+    def spending(self) -> bool:
+        assert self.found
+        low, high = self.found.growth_low, self.found.growth_high
+        return low * (1 - 1e-9) <= self.growth <= high * (1 + 1e-9)
+
+
+def forecast(curve: Curve, weight: float, cut: float) -> Forecast | None:
+    """None if nothing was spent before the cut."""
+    ln_L = [y + p for y, p in zip(curve.loss, price(curve, weight), strict=True)]
+    seen = sum(s <= cut for s in curve.spent)
+    if not seen or curve.spent[seen - 1] == 0:
+        return None
+    now, so_far = curve.spent[seen - 1], min(ln_L[:seen])
+    found = predict(
+        curve.spent[:seen],
+        curve.loss[:seen],
+        lambda growth: price_at(now * growth, weight),
+        best_ln_L=so_far,
+        best_spent=curve.spent[ln_L.index(so_far)],
+        planned=1,
+    )
+    return Forecast(
+        weight=weight,
+        cut=cut,
+        ln_L=min(ln_L),
+        ln_L_so_far=so_far,
+        growth=curve.spent[ln_L.index(min(ln_L))] / now,
+        found=found if isinstance(found, Prediction) else None,
+    )
+
+
+def prediction_tables(sets: dict[str, list[Curve]], weights: Sequence[float]) -> Iterator[str]:
+    for name, whole in sets.items():
+        for start, curves in (("scratch", whole), ("warm", [c.warm() for c in whole])):
+            kept = [c for c in curves if c]
+            made = [forecast(c, w, cut) for c in kept for w in weights for cut in CUTS]
+            done = [f for f in made if f]
+            if not done:
+                continue
+            yield f"\n{name}, {start}: {len(kept)} curves"
+            yield (
+                "                 cases   shown    held   below     error  so far   width  spending"
+            )
+            for weight in weights:
+                yield _forecast_row(f"W {weight:g}", [f for f in done if f.weight == weight])
+            for cut in CUTS:
+                yield _forecast_row(f"cut at {cut:.0%}", [f for f in done if f.cut == cut])
+
+
+def _forecast_row(title: str, cases: Sequence[Forecast]) -> str:
+    shown = [f for f in cases if f.found]
+    if not shown:
+        return f"  {title:14s} {len(cases):6d}    0.0%"
+    held, below, spending = (
+        np.mean([getattr(f, what) for f in shown]) for what in ("held", "below", "spending")
+    )
+    error, so_far, width = (
+        np.median([abs(getattr(f, what)) for f in shown]) for what in ("error", "so_far", "width")
+    )
+    return (
+        f"  {title:14s} {len(cases):6d}  {len(shown) / len(cases):6.1%}  {held:6.1%}  {below:6.1%}"
+        f"    {error:.4f}  {so_far:.4f}  {width:.4f}    {spending:6.1%}"
+    )
 
 
 # ---------------------------------------------------------------------- calibration
@@ -358,6 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Left out {short} curves of fewer than {LEAST} validations.")
         rule = by_patience(options.tolerance, options.certainty)
         _print("Stopping", stopping_tables(curves, options.weights, options.every, rule))
+        _print("Prediction", prediction_tables(curves, options.weights))
         sizes = (4, 6, 10, 20)
         _print("Calibration", calibration_tables(finished, sizes, max(1, options.subsets)))
     except (BadFile, ValueError) as error:

@@ -9,21 +9,24 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import lr_scheduler
 from torch.utils._pytree import tree_leaves
 
 from .capture import Capture
 from .devices import find_devices
 from .evaluation import Evaluation, HeldOut
 from .formula import Formula
-from .measurements import MEASURES, as_number
+from .measurements import MEASURES, Measurements, as_number
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
+from .predict import Prediction, Unpredictable
 from .ranks import gather_numbers, gather_objects
 from .records import RECORD_FILE, Record, append_record, versions
 from .run import Run, measure
@@ -122,6 +125,7 @@ class LScore(Callback):
         self._stage = ""
         self._restored: Mapping[str, Any] | None = None
         self._record_path: str | None = None
+        self._rates: list[float] | None = None  # at the last validation
         self._warned: set[str] = set()
 
     @property
@@ -153,6 +157,7 @@ class LScore(Callback):
             trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
         self._record_path = self._find_record_path(trainer)
         self._warned.clear()
+        self._rates = None
 
         devices = find_devices(
             pl_module,
@@ -336,10 +341,24 @@ class LScore(Callback):
             score=formula.score(measurements),
             formula=formula.to_dict(),
             evaluation=evaluation.to_dict(),
+            prediction=asdict(self._predict(trainer, measurements)),
             devices=session.devices.described,
             versions=versions(),
         )
         return self.last_record
+
+    def _predict(self, trainer: Trainer, measurements: Measurements) -> Prediction | Unpredictable:
+        found = self._run.predict(measurements, planned_batches(trainer))
+        rates, before = learning_rates(trainer), self._rates
+        self._rates = rates
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if before in (None, rates) and any(map(_may_change_the_rate, schedulers)):
+            # On public runs three quarters of the forecasts made here were too high.
+            return Unpredictable(
+                reason="The learning rate stands still and has a scheduler: its decay may come, "
+                "and brings more than the curve so far can tell."
+            )
+        return found
 
     def _log(self, pl_module: LightningModule, values: Mapping[str, float]) -> None:
         device = pl_module.device
@@ -448,6 +467,17 @@ def _asked(name: str, value: Any) -> float:
             f"where it has no value, got {value!r}."
         )
     return number
+
+
+def learning_rates(trainer: Trainer) -> list[float]:
+    """Of all parameter groups of all optimisers, at this moment."""
+    return [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
+
+
+def _may_change_the_rate(scheduler: Any) -> bool:
+    """False for a warm-up that is over; of any other scheduler nobody can tell."""
+    ends = isinstance(scheduler, (lr_scheduler.LinearLR, lr_scheduler.ConstantLR))
+    return not (ends and scheduler.last_epoch >= scheduler.total_iters)
 
 
 def planned_batches(trainer: Trainer) -> float | None:

@@ -12,7 +12,7 @@ from .compare import comparable_with_last
 from .formula import TRAINING_TIME, AnyFactor, Factor, Formula
 from .measurements import MEASURES, Measurements, exp
 from .records import Record
-from .report import best_record, columns
+from .report import best_record, columns, expectation
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -168,7 +168,10 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
     for a, b in itertools.pairwise(stops):
         if a is not b:
             text += [_between(formula, a, b, best), ""]
-    return "\n".join([*text, idle_cost(formula, last), ""])
+    text.append(idle_cost(formula, last))
+    if said := expectation(last):
+        text.append(f"{said[0].upper()}{said[1:]}{'' if said.endswith('.') else '.'}")
+    return "\n".join([*text, ""])
 
 
 def _between(formula: Formula, a: Record, b: Record, best: Record) -> str:

@@ -32,7 +32,8 @@ def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) 
     the price at the end of the plan, if the run goes on at the speed it had so far.
 
     Returns:
-        None if a measure that the formula needs is missing.
+        None if a measure that the formula needs is missing, or a factor that is a function has no
+        value so far ahead.
 
     >>> from lightning_lscore.formula import Factor
     >>> formula = Formula(D=Factor("tokens", reference=1e9, weight=0.05))
@@ -42,7 +43,12 @@ def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) 
     0.069
     """
     grown = {name: spent * growth for name, spent in measurements.spent().items()}
-    score = formula.score(replace(measurements, **grown))  # type: ignore[arg-type]
+    try:
+        score = formula.score(replace(measurements, **grown))  # type: ignore[arg-type]
+    except (ValueError, ArithmeticError):
+        if growth == 1:
+            raise
+        return None
     if score.f_D is None or score.f_A is None or score.f_H is None:
         return None
     return sum(math.log(f) if f > 0 else -math.inf for f in (score.f_D, score.f_A, score.f_H))

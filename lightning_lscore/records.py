@@ -12,13 +12,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from typing import Any
 
 from .formula import Formula, Score
 from .measurements import MEASURES, Measurements, as_number, short
+from .predict import Prediction
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
@@ -43,6 +44,8 @@ class Record:
     """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """What T was measured on, see ``Evaluation.to_dict``."""
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+    """The best L expected, see ``predict.Prediction``; or ``reason``, why nothing is expected."""
     devices: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,6 +63,7 @@ class Record:
             "f_D": score.f_D,
             "f_A": score.f_A,
             "f_H": score.f_H,
+            "lscore/best_L_expected": self.prediction.get("best_L"),
             **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k]["logged"]},
             **{f"lscore/{k}": v for k, v in self.measurements.own.items()},
         }
@@ -93,6 +97,7 @@ class Record:
             },
             "formula": dict(self.formula),
             "evaluation": dict(self.evaluation),
+            "prediction": dict(self.prediction),
             "devices": [dict(d) for d in self.devices],
             "versions": dict(self.versions),
         }
@@ -129,6 +134,7 @@ class Record:
                 ),
                 formula=dict(data["formula"]),
                 evaluation=dict(data["evaluation"]),
+                prediction=_prediction(data["prediction"]),
                 devices=tuple(dict(d) for d in data["devices"]),
                 versions=dict(data["versions"]),
             )
@@ -249,6 +255,13 @@ def _part(value: Any, name: str) -> float | None:
     if number is not None and as_number(number) is None:
         raise ValueError(f"score.{name}: expected a number or null, got {short(value)}")
     return as_number(number)
+
+
+def _prediction(data: Any) -> dict[str, Any]:
+    if "reason" in data:
+        return {"reason": str(data["reason"])}
+    names = [f.name for f in fields(Prediction)] if data else []
+    return {name: float(_number(data[name])) for name in names}
 
 
 def _number(value: Any) -> Any:

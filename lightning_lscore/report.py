@@ -54,7 +54,21 @@ def spending_summary(records: Sequence[Record]) -> str:
     lines = ["; ".join(spent), f"best L {best.L:.4f} at step {best.step}, for {_spending(best)}"]
     if len(records) > 1:
         lines.append(_after_the_best(best, last))
+    if last.prediction.get("growth", 0) > 1:
+        lines.append(expectation(last))
     return "\n".join(lines)
+
+
+def expectation(record: Record) -> str:
+    """The best L that is expected, as a sentence; "" where nothing is."""
+    p = record.prediction
+    if "best_L" not in p:
+        return f"no forecast of the best L: {p['reason']}" if "reason" in p else ""
+    spent = f"{p['growth']:.3g} ({p['growth_low']:.3g} to {p['growth_high']:.3g}) times"
+    return (
+        f"expected, if the learning rate goes on as so far: best L {p['best_L']:.4f} "
+        f"({p['best_L_low']:.4f} to {p['best_L_high']:.4f}) at {spent} what is spent now"
+    )
 
 
 def _after_the_best(best: Record, last: Record) -> str:

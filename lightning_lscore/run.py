@@ -16,9 +16,12 @@ from .formula import Formula
 from .level import first_reached
 from .measurements import MEASURES, Measurements
 from .parameters import FLOPS_CONVENTION, ParameterCount
+from .patience import ln_price
+from .predict import Prediction, Unpredictable, predict
 from .spending import Spending
 
 SCHEMA = 1
+CURVE_POINTS = 512  # of a curve in a checkpoint; a prediction asks for fewer
 JOULES_PER_KWH = 3.6e6
 
 
@@ -42,6 +45,10 @@ class Run:
     reached: dict[str, float] = field(default_factory=dict)
     """What had been spent when T first fell to the formula's level; empty before."""
     reached_how: str = ""
+    curve: list[list[float]] = field(default_factory=list)
+    """Batches and ln T at each validation, of long runs every second of the older ones."""
+    best: list[float] = field(default_factory=list)
+    """Lowest ln L so far and the batches at it; empty before."""
 
     def settle_formula(self, parameters: ParameterCount) -> Formula:
         """The formula in force; made from the run's own plan if none was given."""
@@ -96,6 +103,39 @@ class Run:
         provenance = {**measurements.provenance, **dict.fromkeys(names, how)}
         return replace(measurements, level=level, to_level=self.reached, provenance=provenance)
 
+    def predict(
+        self, measurements: Measurements, planned_batches: float | None
+    ) -> Prediction | Unpredictable:
+        """The best L to come, if the learning rate's schedule goes on as in what was seen.
+
+        Args:
+            measurements: the newest validation's. It joins the curve, so call this once for each.
+            planned_batches: at the end of the Trainer's plan; None: no finite plan.
+        """
+        formula = self.formula
+        assert formula is not None
+        ln_T, ln_f = formula.ln_parts(measurements)["T"], ln_price(formula, measurements)
+        if ln_T is None or ln_f is None:
+            return Unpredictable(reason="There is no L.")
+        batches = float(self.spent.batches)
+        self.curve.append([batches, ln_T])
+        if len(self.curve) > CURVE_POINTS:
+            half = CURVE_POINTS // 2
+            self.curve = self.curve[:-half:2] + self.curve[-half:]
+        if not self.best or ln_T + ln_f < self.best[0]:  # not so where it is NaN
+            self.best = [ln_T + ln_f, batches]
+        if not math.isfinite(self.best[0]):
+            self.best = []
+            return Unpredictable(reason="L has not been a finite number yet.")
+        return predict(
+            [spent for spent, _ in self.curve],
+            [y for _, y in self.curve],
+            lambda growth: _number(ln_price(formula, measurements, growth)),
+            best_ln_L=self.best[0],
+            best_spent=self.best[1],
+            planned=planned_batches,
+        )
+
     # ------------------------------------------------------------------ checkpoint
 
     def to_dict(self, spent: Spending) -> dict[str, Any]:
@@ -115,6 +155,8 @@ class Run:
             "previous": dict(self.previous),
             "reached": dict(self.reached),
             "reached_how": self.reached_how,
+            "curve": [list(point) for point in self.curve],
+            "best": list(self.best),
         }
 
     @classmethod
@@ -144,6 +186,8 @@ class Run:
             run.previous = dict(state.get("previous", {}))
             run.reached = dict(state.get("reached", {}))
             run.reached_how = state.get("reached_how", "")
+            run.curve = [list(point) for point in state.get("curve", ())]
+            run.best = list(state.get("best", ()))
         return run
 
 
@@ -253,6 +297,10 @@ def measure(
         provenance["nominal_perplexity"] = held_out
     mine = {name: values.pop(name) for name in [*values] if name not in MEASURES}
     return Measurements(**values, own=mine, provenance=provenance)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _share(seconds: float, spent: Spending) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .callback import LScore, planned_batches
+from .callback import LScore, learning_rates, planned_batches
 from .measurements import exp
 from .patience import Patience, Verdict, ln_price
 
@@ -141,7 +141,7 @@ class CostEarlyStopping(EarlyStopping):
             self.best_score = torch.tensor(best, dtype=torch.float64)
 
     def _rates_are_constant(self, trainer: Trainer, batch: int) -> bool:
-        rates = [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
+        rates = learning_rates(trainer)
         if rates != self._rates:
             self._rates, self._rates_since = rates, batch
         # A rate that its scheduler moves once an epoch stands still at the validations within.

@@ -15,6 +15,7 @@ from conftest import HuggingFaceLM, PlainLM, loader, reference_perplexity
 from fake_nvml import FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 from lightning_lscore import Factor, Formula, LScore, read_records
@@ -248,6 +249,49 @@ def test_the_spending_to_a_level_is_absent_until_it_is_reached(trainer):
     spent = {s["lscore/tokens_to_level"] for s in seen[2:]}
     assert len(spent) == 1
     assert seen[1]["lscore/tokens"] < min(spent) < seen[2]["lscore/tokens"]
+
+
+def test_the_best_L_to_come_is_expected_once_the_curve_allows(trainer, tmp_path):
+    """As a logged key and in the record; a sentence in the record before."""
+    pl.seed_everything(0, verbose=False)
+    watch, lscore = Watch(), LScore(BY_TOKENS)
+    trainer(lscore, watch, max_epochs=40).fit(PlainLM(lr=0.02), loader(8), loader(4))
+    records = read_records(tmp_path)
+    assert "got 1 so far" in records[0].prediction["reason"]
+    shown = [r for r in records if "best_L" in r.prediction]
+    assert shown
+    assert ["lscore/best_L_expected" in s for s in watch.seen] == [r in shown for r in records]
+    for seen, r in zip(watch.seen, records, strict=True):
+        assert seen.get("lscore/best_L_expected") == r.prediction.get("best_L")
+    best_so_far = min(r.L for r in records)
+    assert all(r.prediction["best_L_low"] <= best_so_far * (1 + 1e-9) for r in shown[-1:])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shown"),
+    [
+        (lambda o: lr_scheduler.LambdaLR(o, lambda step: 1.0), False),
+        (lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.99**step), True),
+        (lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=5), True),
+        (lambda o: lr_scheduler.LinearLR(o, 1.0, 1.0, total_iters=500), False),
+    ],
+    ids=["held", "decaying", "warm-up over", "held by a warm-up"],
+)
+def test_nothing_is_expected_while_a_decay_may_still_begin(schedule, shown, trainer):
+    """A rate that stands still with a scheduler attached: what comes is not in the curve."""
+
+    class Scheduled(PlainLM):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = {"scheduler": schedule(optimizer), "interval": "step"}
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    pl.seed_everything(0, verbose=False)
+    lscore = LScore(BY_TOKENS)
+    trainer(lscore, max_epochs=40).fit(Scheduled(lr=0.02), loader(8), loader(4))
+    prediction = lscore.last_record.prediction
+    assert ("best_L" in prediction) == shown
+    assert ("stands still" in prediction.get("reason", "")) != shown
 
 
 def test_an_evaluation_set_that_changes_is_said(trainer):

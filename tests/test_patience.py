@@ -119,6 +119,17 @@ def test_the_price_is_that_of_the_formula_now_and_at_the_end():
     assert ln_price(Formula(D=0.5), Measurements()) == pytest.approx(math.log(0.5))
 
 
+def test_a_function_that_has_no_value_ahead_has_no_price_there():
+    """What it says now is an error of its own; what it would say later must not end a run."""
+    m = Measurements(tokens=10)
+    for function in (lambda m: 15 - m.tokens, lambda m: 1 / (20 - m.tokens)):
+        formula = Formula(D=function)
+        assert ln_price(formula, m) is not None
+        assert ln_price(formula, m, growth=2) is None
+    with pytest.raises(ValueError, match=r"Formula\.D"):
+        ln_price(Formula(D=lambda m: -1), m)
+
+
 def test_a_start_at_no_spending_needs_no_special_case():
     """A trained model: the first validation, at no cost, is the best for a while."""
     verdicts = feed(Patience(certainty=0), [(3.0, 0), *[(3.0, 0.0004)] * 9])

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from lightning_lscore import records
 from lightning_lscore.formula import Factor, Formula
 from lightning_lscore.measurements import Measurements
+from lightning_lscore.predict import Prediction
 from lightning_lscore.records import RECORD_FILE, Record, append_record, read_records
 
 FORMULA = Formula(D=Factor("tokens", 1000.0), H=Factor("energy_kwh", 1.0), A=0.5)
+
+EXPECTED = Prediction(
+    best_L=4.0, best_L_low=3.5, best_L_high=4.5, growth=2.0, growth_low=1.5, growth_high=3.0,
+    horizon=5.0,
+)  # fmt: skip
 
 
 def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
@@ -32,6 +38,7 @@ def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
         "score": FORMULA.score(measurements),
         "formula": FORMULA.to_dict(),
         "evaluation": {"tokens": [7], "perplexities": [perplexity]},
+        "prediction": asdict(EXPECTED),
         "devices": ({"key": "GPU-1", "peak_flops": 1e12},),
         "versions": {"torch": "2"},
     }
@@ -162,6 +169,7 @@ def test_loggers_get_what_has_a_value():
     """What was not measured or scored has no key, and each measure is under lscore/."""
     assert record().logged_values() == {
         "perplexity": 5.0,
+        "lscore/best_L_expected": 4.0,
         "f_D": record().score.f_D,
         "f_A": 0.5,
         "lscore/tokens": 100,
@@ -473,3 +481,32 @@ def test_records_are_frozen():
     with pytest.raises(AttributeError):
         record().step = 3
     assert replace(record(), step=3).step == 3
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        {},
+        {"reason": "The run is too short."},
+        asdict(EXPECTED),
+        {**asdict(EXPECTED), "growth": 0.5},
+    ],
+)
+def test_a_prediction_comes_back_or_why_there_is_none(prediction):
+    """Infinity included; what a later version adds is passed over."""
+    written = record(prediction=prediction)
+    assert Record.from_json(written.to_json()).prediction == prediction
+    line = strict(written.to_json())
+    if "best_L" in prediction:
+        line["prediction"] |= {"later": 1, "best_L_high": "Infinity"}
+        assert Record.from_json(json.dumps(line)).prediction["best_L_high"] == math.inf
+
+
+@pytest.mark.parametrize("prediction", [3, None, [1], {"best_L": 1.0}, {"growth": "x"}, "reason"])
+def test_a_prediction_that_is_none_is_a_value_error(prediction):
+    """Whoever shows it can rely on its numbers."""
+    line = {**strict(record().to_json()), "prediction": prediction}
+    if prediction == {"growth": "x"}:
+        line["prediction"] = {**asdict(EXPECTED), "growth": "x"}
+    with pytest.raises(ValueError, match=r"."):
+        Record.from_json(json.dumps(line))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lightning_lscore.formula import Factor, Formula, Score
 from lightning_lscore.measurements import Measurements
 from lightning_lscore.records import Record
-from lightning_lscore.report import best_record, spending_summary, validation_table
+from lightning_lscore.report import best_record, expectation, spending_summary, validation_table
 
 
 def record(step, L=None, *, perplexity=10.0, missing=(), **measures):
@@ -190,3 +191,23 @@ def test_a_scored_run_reads_well():
         formula=formula.to_dict(),
     )  # fmt: skip
     assert "best L 20.0000 at step 5, for 1.00M tokens" in spending_summary([one])
+
+
+EXPECTED = {
+    "best_L": 5.5, "best_L_low": 5.0, "best_L_high": 6.0, "growth": 2.0, "growth_low": 1.5,
+    "growth_high": 3.0, "horizon": 5.0,
+}  # fmt: skip
+
+
+def test_what_is_expected_is_said_as_long_as_it_lies_ahead():
+    """Marked as an expectation, with its intervals and what it supposes."""
+    last = replace(RUN[-1], prediction=EXPECTED)
+    text = spending_summary([*RUN[:-1], last])
+    assert (
+        "expected, if the learning rate goes on as so far: best L 5.5000 (5.0000 to 6.0000) at "
+        "2 (1.5 to 3) times what is spent now" in text
+    )
+    behind = replace(RUN[-1], prediction={**EXPECTED, "growth": 0.5})
+    assert "expected" not in spending_summary([*RUN[:-1], behind])
+    assert expectation(replace(last, prediction={"reason": "Too short."})).endswith(": Too short.")
+    assert expectation(RUN[-1]) == ""

@@ -14,7 +14,7 @@ from lightning_lscore.formula import Factor, Formula, compute_optimal_tokens
 from lightning_lscore.measurements import MEASURES, Measurements
 from lightning_lscore.meter import Totals
 from lightning_lscore.parameters import ParameterCount
-from lightning_lscore.run import Run, measure
+from lightning_lscore.run import CURVE_POINTS, Run, measure
 from lightning_lscore.spending import Spending
 
 PARAMETERS = ParameterCount(trainable=600, total=1000)
@@ -328,6 +328,60 @@ def test_the_level_and_the_elasticity_are_those_of_the_formulas_T():
     assert m.elasticity == pytest.approx(-1 / math.log(2))
 
 
+# ---------------------------------------------------------------- the best L to come
+
+
+def validated(run, n, batches=10, planned=None, noise=0.0):
+    """The prediction after n validations of a loss that falls as a power of what is spent."""
+    for i in range(1, n + 1):
+        run.spent = Spending(batches=batches * i, tokens=batches * i)
+        nll = 2 + i**-0.5 + noise * (-1) ** i
+        found = run.predict(Measurements(nll=nll, tokens=batches * i), planned)
+    return found
+
+
+def test_a_run_predicts_the_best_L_of_its_plan():
+    """Twice as far as it is, by the price of its own formula."""
+    formula = Formula(D=Factor("tokens", 400, 0.05))
+    found = validated(Run(formula=formula), 40, planned=800.0)
+    end = Measurements(nll=2 + 80**-0.5, tokens=800)
+    assert found.best_L_low < formula.score(end).L < found.best_L_high
+    assert found.horizon == pytest.approx(2)
+    assert 1.5 < found.growth <= 2, "L is all but flat there"
+
+
+def test_a_run_predicts_nothing_without_an_L_or_a_curve():
+    """A sentence instead."""
+    assert "6 spendings, got 3" in validated(Run(formula=Formula()), 3).reason
+    lacking = Run(formula=Formula(H=Factor("energy_kwh", 1.0)))
+    assert validated(lacking, 3).reason == "There is no L."
+    run = Run(formula=Formula(), spent=Spending(batches=1))
+    assert "finite" in run.predict(Measurements(nll=math.nan), None).reason
+
+
+def test_a_prediction_is_the_same_after_a_resume():
+    """The curve is in the checkpoint."""
+    formula = Formula(D=Factor("tokens", 400, 0.05))
+    whole, first = Run(formula=formula), Run(formula=formula)
+    expected = validated(whole, 41, planned=800.0, noise=1e-4)
+    validated(first, 40, planned=800.0, noise=1e-4)
+    resumed = Run.from_dict(json.loads(json.dumps(first.to_dict(first.spent))), None)
+    resumed.spent = Spending(batches=410, tokens=410)
+    last = Measurements(nll=2 + 41**-0.5 - 1e-4, tokens=410)
+    assert resumed.predict(last, 800.0) == expected
+
+
+def test_a_curve_in_a_checkpoint_stays_short():
+    """The newest points whole, of the older ones ever fewer."""
+    run = Run(formula=Formula())
+    validated(run, 2000, batches=1)
+    assert len(run.curve) <= CURVE_POINTS
+    spent = [s for s, _ in run.curve]
+    assert spent == sorted(spent)
+    assert spent[-200:] == list(range(1801, 2001))
+    assert spent[0] < 20
+
+
 # ---------------------------------------------------------------- cost, and measures of one's own
 
 
@@ -361,6 +415,8 @@ RUNS = st.builds(
     previous=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
     reached=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
     reached_how=st.text(),
+    curve=st.lists(st.lists(st.floats(0, 1e9), min_size=2, max_size=2), max_size=3),
+    best=st.lists(st.floats(-9, 1e9), max_size=2),
 )
 
 
@@ -418,7 +474,7 @@ def test_another_schema_is_a_value_error(schema):
 def test_a_checkpoint_without_later_additions_is_read():
     """What it does not know starts empty."""
     state = Run(logged={"L": 1.0}, previous={"ln_T": 1.0}).to_dict(Spending())
-    for name in ("fingerprints", "previous", "reached", "reached_how"):
+    for name in ("fingerprints", "previous", "reached", "reached_how", "curve", "best"):
         del state[name]
     run = Run.from_dict(state, None)
     assert (run.logged, run.previous, run.reached) == ({"L": 1.0}, {}, {})
