@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
+from .compare import comparable_with_last
 from .records import Record
 from .report import best_record
 
@@ -14,7 +15,8 @@ def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
     """Draws perplexity and L, and below them the three factors, over training tokens.
 
     Args:
-        records: of one run, at least one of them with a number of tokens.
+        records: of one run, at least one of them with a number of tokens. Those whose L does not
+            compare with the last one's are left out.
         path: where to write; the ending says the format (``.png``, ``.svg``, ``.pdf``).
 
     Raises:
@@ -25,6 +27,7 @@ def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
     from matplotlib.ticker import EngFormatter
 
     records = [r for r in records if r.measurements.tokens is not None]
+    records = comparable_with_last(records)
     if not records:
         raise ValueError("expected records with training tokens to draw over, got none.")
     tokens = [r.measurements.tokens for r in records]

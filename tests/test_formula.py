@@ -217,6 +217,18 @@ def test_a_unit_changed_with_its_reference_changes_nothing(formula, m, unit, whi
     assert pytest.approx(formula.score(m).L, rel=1e-11) == Formula(**parts).score(converted).L
 
 
+@given(st.data(), CANDIDATE, CANDIDATE, st.floats(1e-3, 1e3))
+def test_another_reference_of_a_plain_power_scales_every_L_alike(data, a, b, scale):
+    """So that it changes no order; with softness it moves the point where a factor bites."""
+    weight = data.draw(st.floats(0.01, 2))
+    old, new = (
+        Formula(D=Factor("tokens", 5.0 * k, weight, c=0), A=Factor("trainable_parameters", 3.0))
+        for k in (1, scale)
+    )
+    ratios = [new.score(m).L / old.score(m).L for m in (a, b)]
+    assert ratios == [pytest.approx(scale**-weight, rel=1e-9)] * 2
+
+
 @given(formulas(), CANDIDATE)
 def test_ln_L_is_the_sum_of_its_parts(formula, m):
     """ln L = NLL + ln f(D) + ln f(A) + ln f(H)."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from matplotlib.image import imread
@@ -72,6 +73,14 @@ def test_odd_records_are_drawn_without_a_warning(tmp_path, records):
     """Values that are missing or no numbers leave gaps."""
     plot_run(records, tmp_path / "run.png")
     assert colours(tmp_path / "run.png") > 5
+
+
+def test_validations_whose_L_does_not_compare_are_left_out(tmp_path):
+    """A line through L of two formulas would show a step that is none."""
+    other = replace(record(1, 99.0, tokens=500), formula=Formula(D=2.0).to_dict())
+    for name, run in (("mixed", [other, *RUN]), ("alone", RUN)):
+        plot_run(run, tmp_path / f"{name}.png")
+    assert (tmp_path / "mixed.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
 
 
 @pytest.mark.parametrize("records", [[], [record(1), record(2)]])
