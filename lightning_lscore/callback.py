@@ -16,20 +16,21 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import lr_scheduler
 from torch.utils._pytree import tree_leaves
 
 from .capture import Capture
 from .devices import find_devices
 from .evaluation import Evaluation, HeldOut
 from .formula import Formula
-from .measurements import MEASURES, Measurements, as_number
+from .measurements import Measurements
+from .own import OwnMeasure, ask, check_measures
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
 from .predict import Prediction, Unpredictable
 from .ranks import gather_numbers, gather_objects
 from .records import RECORD_FILE, Record, append_record, versions
 from .run import Run, measure
+from .schedule import learning_rates, planned_batches, rates_may_change
 from .session import Session
 from .spending import Spending
 from .token_bytes import make_count_bytes
@@ -87,7 +88,7 @@ class LScore(Callback):
         labels_are_shifted: bool | None = None,
         count_tokens: Callable[[Any], int] | None = None,
         count_bytes: Any = None,
-        measures: Mapping[str, Callable[[Any, Any], float | None]] | None = None,
+        measures: Mapping[str, OwnMeasure] | None = None,
         price_per_device_hour: float | None = None,
         ignore_index: int = -100,
         sample_interval: float = 1.0,
@@ -103,7 +104,8 @@ class LScore(Callback):
             raise ValueError(
                 f"price_per_device_hour: expected a number >= 0, got {price_per_device_hour!r}."
             )
-        self._own = _checked_measures(measures or {}, formula)
+        self._own = dict(measures or {})
+        check_measures(self._own, formula)
         self._count_bytes = None if count_bytes is None else make_count_bytes(count_bytes)
         self._price = price_per_device_hour
         self.formula = formula
@@ -286,7 +288,7 @@ class LScore(Callback):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> tuple[Evaluation, dict[str, float]]:
         """Sums the validation, and in a fit the spending, over the ranks: one small exchange."""
-        own = {name: _asked(name, f(trainer, pl_module)) for name, f in self._own.items()}
+        own = {name: ask(name, f, trainer, pl_module) for name, f in self._own.items()}
         held_out = [numbers for h in self._held_out for numbers in h.numbers()]
         mine = self._session.share() if self._session is not None else Spending()
         spent = mine.to_dict()
@@ -351,8 +353,7 @@ class LScore(Callback):
         found = self._run.predict(measurements, planned_batches(trainer))
         rates, before = learning_rates(trainer), self._rates
         self._rates = rates
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if before in (None, rates) and any(map(_may_change_the_rate, schedulers)):
+        if before in (None, rates) and rates_may_change(trainer):
             # On public runs three quarters of the forecasts made here were too high.
             return Unpredictable(
                 reason="The learning rate stands still and has a scheduler: its decay may come, "
@@ -433,59 +434,3 @@ class LScore(Callback):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"LScore {message}")
-
-
-def _checked_measures(
-    functions: Mapping[str, Callable[[Any, Any], float | None]], formula: Formula | None
-) -> dict[str, Callable[[Any, Any], float | None]]:
-    for name, function in functions.items():
-        if not (isinstance(name, str) and name.isidentifier() and name not in MEASURES):
-            raise ValueError(
-                "measures: expected a name of letters, digits and _ that no other measure has, "
-                f"got {name!r}."
-            )
-        if not callable(function):
-            raise ValueError(
-                f"measures: expected a function (trainer, module) -> number for {name!r}, "
-                f"got {function!r}."
-            )
-    for name in formula.own_measures if formula is not None else ():
-        if name not in functions:
-            raise ValueError(
-                f"measures: expected a function for {name!r}, which the formula charges for, got "
-                f"those of {list(functions)}. Say LScore(measures={{{name!r}: function}})."
-            )
-    return dict(functions)
-
-
-def _asked(name: str, value: Any) -> float:
-    """What a user's function returned; NaN for None."""
-    number = math.nan if value is None else as_number(value)
-    if number is None or number < 0 or math.isinf(number):
-        raise ValueError(
-            f"measures: expected the function of {name!r} to return a finite number >= 0, or None "
-            f"where it has no value, got {value!r}."
-        )
-    return number
-
-
-def learning_rates(trainer: Trainer) -> list[float]:
-    """Of all parameter groups of all optimisers, at this moment."""
-    return [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
-
-
-def _may_change_the_rate(scheduler: Any) -> bool:
-    """False for a warm-up that is over; of any other scheduler nobody can tell."""
-    ends = isinstance(scheduler, (lr_scheduler.LinearLR, lr_scheduler.ConstantLR))
-    return not (ends and scheduler.last_epoch >= scheduler.total_iters)
-
-
-def planned_batches(trainer: Trainer) -> float | None:
-    """Micro-batches that the Trainer is set to process on each rank, None without a finite plan."""
-    limits = []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        limits.append(trainer.max_epochs * trainer.num_training_batches)
-    if trainer.max_steps >= 0:
-        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
-    least = min(limits, default=math.inf)
-    return float(least) if 0 < least < math.inf else None

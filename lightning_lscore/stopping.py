@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .callback import LScore, learning_rates, planned_batches
+from .callback import LScore
 from .measurements import exp
 from .patience import Patience, Verdict, ln_price
+from .schedule import learning_rates, planned_batches
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 

@@ -1,0 +1,35 @@
+"""What a Trainer is set to do: how long it trains, and at which learning rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.optim import lr_scheduler
+
+
+def learning_rates(trainer: Trainer) -> list[float]:
+    """Of all parameter groups of all optimisers, at this moment."""
+    return [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
+
+
+def rates_may_change(trainer: Trainer) -> bool:
+    """Whether a scheduler is attached that is not a warm-up which is over."""
+    return any(map(_may_change, (config.scheduler for config in trainer.lr_scheduler_configs)))
+
+
+def _may_change(scheduler: Any) -> bool:
+    ends = isinstance(scheduler, (lr_scheduler.LinearLR, lr_scheduler.ConstantLR))
+    return not (ends and scheduler.last_epoch >= scheduler.total_iters)
+
+
+def planned_batches(trainer: Trainer) -> float | None:
+    """Micro-batches that the Trainer is set to process on each rank, None without a finite plan."""
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * trainer.num_training_batches)
+    if trainer.max_steps >= 0:
+        limits.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    least = min(limits, default=math.inf)
+    return float(least) if 0 < least < math.inf else None
