@@ -1,30 +1,35 @@
 """Logits and labels of a validation batch, out of any LightningModule.
 
-Four ways, tried in this order; the one that was used is kept in ``Capture.source``:
+Five ways, tried in this order; the one that was used is kept in ``Capture.source``:
 
 1. the user's function (module, outputs, batch) -> (logits, labels);
-2. a forward hook on a transformers language model that is called with ``labels``;
-3. ``logits`` and ``labels`` in what validation_step returns;
-4. the same hook where the model is called without labels: they are looked for in the batch, and
-   are the input tokens themselves if it holds no others.
+2. listening to a transformers language model that is called with labels; one that makes no logits
+   is measured by its hidden states;
+3. logits in what validation_step returns, with labels from there or from the batch;
+4. listening to the same model where it is called without labels: they are looked for in the batch,
+   and are the input tokens themselves if it holds no others;
+5. if asked to: the mean loss that validation_step returns.
 
 A causal model's logits at position t predict the token at t + 1. Labels are "shifted" when that
 has been done to them already (label t is the token after input t), and not shifted when they are a
 copy of the input, as transformers models expect them. Shifting one's labels twice goes unnoticed,
 so what is not declared is read off the data: which of the two equals the batch's input tokens.
+
+A token counts if its label does and neither it nor the one before it is padding. Where documents
+are packed into one sequence, the first token of each counts as well, unless its label says no.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .language_models import Call, LanguageModel, hidden_nll, transformers_language_models
+from .nll import row_nll
+from .sharded import Part, counts_here, is_sharded, row_shapes, whole
 from .tokens import find_mask, find_tokens, integer_tensors
 
 LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
@@ -32,7 +37,8 @@ LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
 
 
 Consumer = Callable[[Tensor, Tensor], None]
-"""Takes logits [B, T, V] and, for each of them, the token that came next [B, T]."""
+"""Takes logits [B, T, V] and, for each of them, the token that came next [B, T]. Where there are no
+logits to give, the first is their NLL in nats, [B, T] or one mean of those that count."""
 
 
 class Capture:
@@ -42,6 +48,7 @@ class Capture:
         function: the user's way, see above.
         labels_are_shifted: whether label t is the token after input t. None: read off the data.
         ignore_index: label of the positions that are not counted.
+        from_loss: take the mean loss of validation_step where nothing better is found.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Capture:
         function: LogitsAndLabels | None = None,
         labels_are_shifted: bool | None = None,
         ignore_index: int = -100,
+        from_loss: bool = False,
     ) -> None:
         self.source = ""
         """Which way was used and how the labels were aligned, in words."""
@@ -58,69 +66,73 @@ class Capture:
         self._declared = labels_are_shifted
         self._detected: bool | None = None
         self._ignore_index = ignore_index
-        self._hooks: list[Any] = []
+        self._from_loss = from_loss
+        self._models: list[LanguageModel] = []
+        self._mesh: Any = None
+        self._forget()
+
+    # ------------------------------------------------------------------ listening
+
+    def attach(self, module: nn.Module) -> None:
+        """Listens to the transformers models in ``module``.
+
+        Only while validating: training is left as it was. A model that is frozen beside one that
+        learns, such as a teacher, is not the one to be scored.
+        """
+        self.detach()
+        self._mesh = getattr(module, "device_mesh", None)
+        if self._function is None:
+            models = transformers_language_models(module)
+            learning = [m for m in models if any(p.requires_grad for p in m.parameters())]
+            self._models = [LanguageModel(m, self._after_forward) for m in learning or models]
+
+    def detach(self) -> None:
+        """Stops listening and lets go of all tensors."""
+        while self._models:
+            self._models.pop().detach()
+        self._forget()
+
+    def _forget(self) -> None:
         self._consume: Consumer | None = None
         self._batch: Any = None
         self._padding = 0
         self._labelled: Any = None  # the model that was called with labels
-        self._seen: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._seen: Call | None = None  # one without labels
+        self._parts = 0  # calls without labels that got something else than the batch's tokens
+        self._refused = ""
 
-    # ------------------------------------------------------------------ hooks
-
-    def attach(self, module: nn.Module) -> None:
-        """Hooks the transformers models in ``module``.
-
-        Only while validating: training is left as it was, and torch.compile, which looks for hooks
-        when it first compiles, makes its evaluation graphs now. A model that is frozen beside one
-        that learns, such as a teacher, is not the one to be scored.
-        """
-        self.detach()
-        if self._function is None:
-            models = transformers_language_models(module)
-            learning = [m for m in models if any(p.requires_grad for p in m.parameters())]
-            for model in learning or models:
-                hook = partial(self._after_forward, _signature(model))
-                hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-                self._hooks.append(model.register_forward_hook(hook, with_kwargs=True))
-
-    def detach(self) -> None:
-        """Removes the hooks and lets go of all tensors."""
-        while self._hooks:
-            self._hooks.pop().remove()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._consume, self._batch, self._seen, self._labelled = None, None, None, None
-
-    def _after_forward(
-        self,
-        signature: inspect.Signature,
-        model: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-    ) -> None:
+    def _after_forward(self, call: Call) -> None:
         if self._consume is None:
             return  # a forward pass outside of a batch, in somebody's epoch hook
-        given = signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        labels, tokens, mask = (given.get(k) for k in ("labels", "input_ids", "attention_mask"))
-        logits = _logits_of(output, has_labels=labels is not None)
-        if labels is not None and logits is not None:
-            already = bool(getattr(model.config, "is_encoder_decoder", False))
-            self.source = f"forward hook on {type(model).__name__}, with its labels"
-            if self._labelled not in (None, model):
-                raise ValueError(
-                    "expected one language model to be called with labels in a validation step, "
-                    f"got a {type(self._labelled).__name__} and another, a {type(model).__name__}. "
-                    "Say which one counts with LScore(logits_and_labels=function)."
-                )
-            self._labelled = model
-            self._emit(logits, labels, None if already else mask, shifted=already)
-        elif logits is not None and tokens is not None and logits.shape[:2] == tokens.shape:
+        if call.labels is not None:
+            self._with_its_labels(call, call.labels)
+        elif call.logits is not None and call.tokens is not None:
+            if call.logits.shape[:2] != call.tokens.shape or call.tokens.shape[1] == 1:
+                return  # in these, text is generated: there is nothing to score
             expected = find_tokens(self._batch)
-            if self._seen is None or (expected is not None and expected.shape == tokens.shape):
-                self._seen = (logits, tokens, mask)
+            fits = expected is not None and expected.shape == call.tokens.shape
+            self._parts += not fits
+            if fits or self._seen is None:
+                self._seen = call
+
+    def _with_its_labels(self, call: Call, labels: Tensor) -> None:
+        if self._labelled not in (None, call.model):
+            raise ValueError(
+                "expected one language model to be called with labels in a validation step, "
+                f"got a {type(self._labelled).__name__} and another, a {type(call.model).__name__}."
+                " Say which one counts with LScore(logits_and_labels=function)."
+            )
+        values, how, shifted = call.logits, "", call.shifted or bool(self._declared)
+        if values is None:
+            try:
+                values = hidden_nll(call, self._moved(labels, shifted), self._ignore_index)
+            except ValueError as error:
+                self._refused = f" {error}"
+                return
+            how = " and its hidden states, since it made no logits"
+        self._labelled = call.model
+        self.source = f"forward of {type(call.model).__name__}, with its labels{how}"
+        self._emit(values, labels, self._masks(call), shifted, are_nll=call.logits is None)
 
     # ------------------------------------------------------------------ one batch
 
@@ -145,14 +157,14 @@ class Capture:
             if self._labelled is not None:
                 return
             found = self._by_function(module, outputs, batch)
-            found = found or self._by_outputs(outputs) or self._by_inputs(batch)
+            found = found or self._by_outputs(outputs, batch) or self._by_inputs(batch)
+            found = found or self._by_loss(outputs, batch)
             if found is None:
                 raise ValueError(self._nothing_found(outputs))
-            self.source, logits, labels = found
-            tokens = self._seen[1] if self._seen is not None else find_tokens(batch)
-            shifted = self._is_shifted(logits, labels, tokens)
-            mask = find_mask(batch, labels)
-            self._emit(logits, labels, mask if not shifted else None, shifted=shifted)
+            self.source, values, labels = found
+            call, tokens = self._seen, find_tokens(batch)
+            shifted = self._is_shifted(values, labels, tokens if call is None else call.tokens)
+            self._emit(values, labels, self._masks(call), shifted, are_nll=values.ndim == 0)
         finally:
             self._forget()
 
@@ -167,33 +179,66 @@ class Capture:
             )
         return ("the given function", *found)
 
-    def _by_outputs(self, outputs: Any) -> tuple[str, Tensor, Tensor] | None:
-        if not isinstance(outputs, Mapping):  # transformers' ModelOutput is one
+    def _by_outputs(self, outputs: Any, batch: Any) -> tuple[str, Tensor, Tensor] | None:
+        logits, labels = _in_outputs(outputs)
+        if logits is None:
             return None
-        logits, labels = outputs.get("logits"), outputs.get("labels")
-        if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+        if labels is not None:
+            return ("logits and labels from validation_step", logits, labels)
+        how, labels = self._find_labels(batch, find_tokens(batch))
+        if labels is not None and labels.shape[1:] == (logits.shape[1] + 1,):
+            labels = labels[:, 1:]  # the step cut its tokens into inputs and labels
+        if labels is None or labels.shape != logits.shape[:-1]:
             return None
-        return ("logits and labels from validation_step", logits, labels)
+        return (f"logits from validation_step, {how}", logits, labels)
 
     def _by_inputs(self, batch: Any) -> tuple[str, Tensor, Tensor] | None:
-        if self._seen is None:
+        call = self._seen
+        if call is None or call.logits is None:
             return None
-        logits, tokens, mask = self._seen
+        if self._parts > 1:
+            raise ValueError(
+                f"expected the {type(call.model).__name__} to be called once without labels in a "
+                f"validation step, got {self._parts} calls with parts of the batch. Give each its "
+                "labels, or say what counts with LScore(logits_and_labels=function)."
+            )
+        how, labels = self._find_labels(batch, call.tokens)
+        if labels is None or (call.shifted and labels is call.tokens):
+            return None
+        return (f"forward of {type(call.model).__name__}, {how}", call.logits, labels)
+
+    def _find_labels(self, batch: Any, tokens: Tensor | None) -> tuple[str, Tensor | None]:
+        """Labels of the tokens that a model got, and where they were found."""
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
-        if isinstance(labels, Tensor) and labels.shape == tokens.shape:
-            return ("forward hook, labels from the batch", logits, labels)
+        if isinstance(labels, Tensor) and (tokens is None or labels.shape == tokens.shape):
+            return "labels from the batch", labels
+        if tokens is None:
+            return "", None
         for other in integer_tensors(batch):  # (x, y) with y the tokens after x
             if other.shape == tokens.shape and alignment(other, tokens) is True:
-                return ("forward hook, shifted labels found in the batch", logits, other)
-        labels = tokens if mask is None else tokens.masked_fill(mask == 0, self._ignore_index)
-        return ("forward hook, the input tokens as labels", logits, labels)
+                return "shifted labels found in the batch", other
+        return "the input tokens as labels", tokens
+
+    def _by_loss(self, outputs: Any, batch: Any) -> tuple[str, Tensor, Tensor] | None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not (self._from_loss and isinstance(loss, Tensor) and loss.numel() == 1):
+            return None
+        given = isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor)
+        _, labels = self._find_labels(batch, None if given else find_tokens(batch))
+        if labels is None:
+            return None
+        how = "mean loss of validation_step x counted labels; wrong if the loss holds auxiliary"
+        return (f"{how} terms or smoothing", loss.detach().view(()), labels)
 
     def _is_shifted(self, logits: Tensor, labels: Tensor, tokens: Tensor | None) -> bool:
         if self._declared is not None:
             self.source += f"; declared {'' if self._declared else 'not '}shifted"
             return self._declared
-        if logits.ndim < 3 or logits.shape[1] == 1:
+        if labels.ndim == 1 or logits.shape[1:2] == (1,):
             self.source += "; one prediction a sample, nothing to shift"
+            return True
+        if self._seen is not None and self._seen.shifted:
+            self.source += "; labels as an encoder-decoder model has them"
             return True
         if self._detected is None and tokens is not None:
             self._detected = alignment(labels, tokens)
@@ -203,39 +248,111 @@ class Capture:
         self.source += f"; labels {how} {'already' if shifted else 'not'} shifted"
         return shifted
 
-    def _emit(self, logits: Tensor, labels: Tensor, mask: Any, *, shifted: bool) -> None:
-        if logits.shape[:-1] != labels.shape:
+    def _masks(self, call: Call | None) -> list[Any]:
+        """Attention masks of the tokens that predict: the model's, then the batch's."""
+        if call is not None and call.shifted:
+            return []  # of an encoder-decoder model they may well be those of the encoder
+        tokens = find_tokens(self._batch)
+        given = None if call is None else call.mask
+        return [given, None if tokens is None else find_mask(self._batch, tokens)]
+
+    def _moved(self, labels: Tensor, shifted: bool) -> Tensor:
+        """Labels such that label t is the token after input t: they are small, logits are not."""
+        if shifted:
+            return labels
+        return nn.functional.pad(labels[..., 1:], (0, 1), value=self._ignore_index)
+
+    def _emit(
+        self,
+        values: Tensor,
+        labels: Tensor,
+        masks: Sequence[Any],
+        shifted: bool,
+        are_nll: bool,
+    ) -> None:
+        """Hands on logits, or NLL, with labels that are moved and rid of all that counts not.
+
+        Args:
+            values: logits, or, if ``are_nll``, what a :data:`Consumer` takes instead.
+            labels: one for each row.
+            masks: attention masks, of which the first counts that has the labels' shape.
+            shifted: whether labels are so already.
+        """
+        part = Part.of(values) if is_sharded(values) else None
+        labels = whole(labels)
+        if not are_nll and labels.shape not in row_shapes(values, part):
             raise ValueError(
                 "expected one label for each row of logits, logits [batch, time, vocabulary] and "
-                f"labels [batch, time]; got logits {list(logits.shape)} and labels "
+                f"labels [batch, time]; got logits {list(values.shape)} and labels "
                 f"{list(labels.shape)}. Return the two of equal length from validation_step, or "
                 "hand over others with LScore(logits_and_labels=function)."
             )
-        if isinstance(mask, Tensor) and mask.shape == labels.shape:
-            labels = labels.masked_fill(mask == 0, self._ignore_index)
-        if not shifted:  # move the labels: they are small, the logits are not
-            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=self._ignore_index)
+        labels = self._moved(labels, shifted)
+        text = next((t for t in (_text(mask, labels) for mask in masks) if t is not None), None)
+        if text is not None:
+            labels = labels.masked_fill(~text.to(labels.device), self._ignore_index)
         tokens = find_tokens(self._batch)
         # Of a step that feeds its batch in parts nobody knows which one has the repeated samples.
         if self._padding and (tokens is None or len(tokens) == len(labels)):
             labels = labels.clone()
             labels[max(0, len(labels) - self._padding) :] = self._ignore_index
+        if part is not None:
+            values = row_nll(values, labels, self._ignore_index)
+            labels = part.own(labels)
+        if not counts_here(self._mesh, part):
+            labels = torch.full_like(labels, self._ignore_index)
+        if labels.ndim == 1:  # one prediction a sample
+            values, labels = values.unsqueeze(1) if values.ndim else values, labels[:, None]
         assert self._consume is not None
-        if logits.ndim == 2:  # one prediction a sample
-            logits, labels = logits[:, None], labels[:, None]
-        self._consume(logits, labels)
+        if labels.numel():
+            self._consume(values, labels.to(values.device))
 
     def _nothing_found(self, outputs: Any) -> str:
-        hooked = "" if self._hooks else ", and no transformers language model was found inside it"
+        models = "no transformers language model was found inside it"
+        if self._models:
+            models = "the transformers model inside it gave no logits for tokens of this batch"
         return (
             "LScore found no logits and labels in this validation batch. validation_step returned "
-            f"{_describe(outputs)}{hooked}. Three ways out:\n"
+            f"{_describe(outputs)}, and {models}.{self._refused} Four ways out:\n"
             "  1. keep the transformers model as an attribute of the LightningModule and call it "
             "in validation_step, so that it returns logits;\n"
             '  2. return {"logits": logits, "labels": labels} from validation_step;\n'
             "  3. LScore(logits_and_labels=function) with function(module, outputs, batch) -> "
-            "(logits, labels)."
+            "(logits, labels);\n"
+            "  4. LScore(from_loss=True), if validation_step returns the mean loss of its counted "
+            "labels and nothing else is in it, such as label smoothing or an auxiliary term."
         )
+
+
+def _in_outputs(outputs: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Logits, and labels if they are there, by name or in a pair with the other or with a loss."""
+    if isinstance(outputs, (tuple, list)):
+        tensors = [x for x in outputs if isinstance(x, Tensor)]
+        logits = [x for x in tensors if x.is_floating_point() and x.ndim >= 3]
+        others = [x for x in tensors if x.ndim == 0 or not x.is_floating_point()]
+        if len(outputs) != 2 or not (len(logits) == len(others) == 1):
+            return None, None
+        return logits[0], others[0] if others[0].ndim else None
+    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
+    found = [named.get(name) for name in ("logits", "labels")]
+    first, second = (x if isinstance(x, Tensor) and x.ndim else None for x in found)
+    return first, second
+
+
+def _text(mask: Any, labels: Tensor) -> Tensor | None:
+    """Where neither the token t nor t + 1 is padding, [B, T]; None if the mask is of another shape.
+
+    Args:
+        mask: attention mask [B, T], or [B, T + 1] where the step cut its tokens into two.
+        labels: [B, T], of which label t is token t + 1.
+    """
+    mask = whole(mask)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or labels.ndim != 2:
+        return None
+    text, (b, t) = mask != 0, labels.shape
+    if text.shape == (b, t):  # what came after the last token is known by the labels alone
+        text = nn.functional.pad(text, (0, 1), value=True)
+    return text[:, :-1] & text[:, 1:] if text.shape == (b, t + 1) else None
 
 
 def alignment(labels: Tensor, tokens: Tensor) -> bool | None:
@@ -244,6 +361,7 @@ def alignment(labels: Tensor, tokens: Tensor) -> bool | None:
     True: label t is token t + 1. False: label t is token t. None: both or neither fit.
     Negative labels (ignored positions) fit anything. Reads the data, so it waits for a device.
     """
+    labels, tokens = whole(labels), whole(tokens)
     if labels.ndim != 2 or tokens.ndim != 2 or labels.shape[0] != tokens.shape[0]:
         return None
     length = labels.shape[1]
@@ -257,40 +375,6 @@ def alignment(labels: Tensor, tokens: Tensor) -> bool | None:
 
     not_shifted, shifted = equal(0), equal(1)
     return None if not_shifted == shifted else shifted
-
-
-def transformers_language_models(module: nn.Module) -> list[nn.Module]:
-    """The outermost transformers models in ``module`` that predict tokens from left to right.
-
-    If transformers was never imported there are none, so it is not imported here either.
-    """
-    transformers = sys.modules.get("transformers")
-    if transformers is None:
-        return []
-    found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
-    for candidate in module.modules():  # parents come before their children
-        if candidate in inside or not isinstance(candidate, transformers.PreTrainedModel):
-            continue
-        if candidate.get_output_embeddings() is None or "MaskedLM" in type(candidate).__name__:
-            continue
-        inside.update(candidate.modules())
-        found.append(candidate)
-    return found
-
-
-def _signature(model: nn.Module) -> inspect.Signature:
-    return inspect.signature(type(model).forward.__get__(model))
-
-
-def _logits_of(output: Any, *, has_labels: bool) -> Tensor | None:
-    """Logits in a transformers output: by name, or behind the loss in a tuple."""
-    if isinstance(output, tuple):
-        place = 1 if has_labels else 0
-        logits = output[place] if len(output) > place else None
-    else:
-        logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
 
 
 def _describe(outputs: Any) -> str:

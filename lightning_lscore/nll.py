@@ -27,7 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-__all__ = ["measure_rows", "row_nll", "token_nll"]
+from .sharded import Part, is_sharded
+
+__all__ = ["given_rows", "measure_rows", "row_nll", "token_nll"]
 
 # exp(x) is computed as exp2(x log2 e): torch.exp takes 3 times as long as exp2 on a CPU.
 _LOG2E = math.log2(math.e)
@@ -55,8 +57,11 @@ def row_nll(
     The logits are read once, are not changed, and may be a view; no gradient flows.
 
     Args:
-        logits: [..., V], floating point, unnormalised. Minus infinity masks a word.
-        labels: [...], integers in [0, V) or ``ignore_index``.
+        logits: [..., V], floating point, unnormalised. Minus infinity masks a word. Of a DTensor
+            each process measures the rows that it holds; where words of a row lie in several, all
+            of these must call this together, and all get its result.
+        labels: [...], integers in [0, V) or ``ignore_index``. For a DTensor: of all its rows, or of
+            this process's.
         ignore_index: label of the positions that do not count; None counts every position.
         compile: on a CPU, run the sum as one compiled loop. Needs a C++ compiler, and some seconds
             at the first call; without a compiler the result is the same, at the usual speed.
@@ -101,20 +106,39 @@ def measure_rows(
     logits: Tensor, labels: Tensor, ignore_index: int | None, compile: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """NLL, whether it counts, and whether the label is invalid, each of the labels' shape."""
-    _check(logits, labels)
     with torch.no_grad():
-        x, t, v = logits.detach(), labels.long(), logits.shape[-1]
-        counted = (t == t) if ignore_index is None else (t != ignore_index)
+        v, part = logits.shape[-1], Part.of(logits) if is_sharded(logits) else None
+        if part is not None:
+            logits, labels = part.logits, part.own(labels)
+        _check(logits, labels, v)
+        x, t = logits.detach(), labels.long()
+        counted = _counted(t, ignore_index)
         wrong = counted & ((t < 0) | (t >= v))
         if _may_look(x) and bool(wrong.any()):
             raise outside(v, ignore_index, f"{int(t[wrong][0])}")
-        nll = _nll(x, t.clamp(0, v - 1), counted, compile)
+        if part is not None and part.groups:
+            nll = _nll_of_part(x, t.clamp(0, v - 1), part)
+        else:
+            nll = _nll(x, t.clamp(0, v - 1), counted, compile)
         counted, wrong = counted.to(nll.device), wrong.to(nll.device)
         return nll.masked_fill(~counted, 0.0).masked_fill(wrong, math.nan), counted, wrong
 
 
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.shape[:-1] != labels.shape or logits.shape[-1:].numel() == 0:
+def given_rows(
+    nll: Tensor, labels: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`measure_rows`, of NLL that is known: [...] as the labels, or one mean of them."""
+    nll = _wide(nll.detach())
+    counted = _counted(labels, ignore_index).to(nll.device)
+    return nll.expand(counted.shape).masked_fill(~counted, 0.0), counted, torch.zeros_like(counted)
+
+
+def _counted(labels: Tensor, ignore_index: int | None) -> Tensor:
+    return (labels == labels) if ignore_index is None else (labels != ignore_index)
+
+
+def _check(logits: Tensor, labels: Tensor, vocabulary: int) -> None:
+    if logits.shape[:-1] != labels.shape or vocabulary == 0:
         raise ValueError(
             "Expected logits [..., vocabulary] and labels [...], got shapes"
             f" {list(logits.shape)} and {list(labels.shape)}. Where logits predict the next token,"
@@ -156,6 +180,28 @@ def _nll(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
         shift, total = (torch.cat(column) for column in zip(*parts, strict=True))
     # The shift is itself a term of the sum, so below 1 there is only rounding.
     return ((_wide(shift) - _wide(label)) + _wide(total).clamp(min=1).log()).view(t.shape)
+
+
+def _nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
+    """NLL of rows of which this process holds some words, [..., V here], possibly none."""
+    label, top = (
+        torch.full(t.shape, fill, dtype=torch.float64, device=x.device) for fill in (0.0, -math.inf)
+    )
+    total = torch.zeros_like(label)
+    if x.numel():
+        here = t - part.first_word
+        inside = (here >= 0) & (here < x.shape[-1])
+        picked = x.gather(-1, here.clamp(0, x.shape[-1] - 1)[..., None])[..., 0]
+        label = torch.where(inside, picked.double(), 0.0)
+        sequences = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]
+        parts = [_max_sums(p) for s in sequences for p in torch.split(s, _rows_in(_GPU_BUFFER, x))]
+        top, total = (torch.cat(c).double().view(t.shape) for c in zip(*parts, strict=True))
+    shift = part.maximum(top)
+    # Where all words here are masked, top is -inf and the sum of these is NaN instead of nothing.
+    total = torch.where(top == -math.inf, 0.0, total * (top - shift).exp())
+    total, label = part.sum(torch.stack([total, label]))
+    nll: Tensor = (shift - label) + total.clamp(min=1).log()
+    return nll
 
 
 def _max_sums(x: Tensor) -> tuple[Tensor, Tensor]:

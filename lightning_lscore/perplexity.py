@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .nll import measure_rows, outside
+from .nll import given_rows, measure_rows, outside
 
 __all__ = ["Perplexity"]
 
@@ -63,17 +63,25 @@ class Perplexity(Metric):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch: logits [B, T, V], and targets [B, T] already moved by one if need be.
+        """Add a batch.
+
+        Args:
+            preds: logits [B, T, V], a DTensor as in :func:`row_nll`. Where there are none to give,
+                their NLL in nats: [B, T], or a scalar, the mean over the targets that count.
+            target: [B, T], already moved by one if need be.
 
         Raises:
-            TypeError, ValueError: as :func:`row_nll`, and where preds are not [B, T, V].
+            TypeError, ValueError: as :func:`row_nll`, and for other shapes.
         """
-        if preds.ndim != 3:
+        if preds.is_floating_point() and preds.shape in (torch.Size(), target.shape):
+            nll, counted, wrong = given_rows(preds, target, self.ignore_index)
+        elif preds.ndim == 3:
+            nll, counted, wrong = measure_rows(preds, target, self.ignore_index, self.compiled)
+        else:
             raise ValueError(
                 "Expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
                 f" {list(preds.shape)}. Give a single sequence as preds[None], target[None]."
             )
-        nll, counted, wrong = measure_rows(preds, target, self.ignore_index, self.compiled)
         # Not in place: a state made under inference_mode could not be changed after it.
         self.nll_sum = self.nll_sum + nll.sum().to(self.nll_sum.device)
         self.count = self.count + counted.sum().to(self.count.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -10,8 +12,10 @@ import torch
 from conftest import VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity, tiny_llama
 from torch import nn
 
-from lightning_lscore import LScore
-from lightning_lscore.capture import Capture, alignment, transformers_language_models
+from lightning_lscore import LScore, language_models
+from lightning_lscore.capture import Capture, alignment
+from lightning_lscore.language_models import transformers_language_models
+from lightning_lscore.perplexity import Perplexity
 
 
 class Stepping(HuggingFaceLM):
@@ -53,9 +57,22 @@ def test_a_transformers_model_is_found_whatever_the_step_does(step, trainer):
     assert result["lscore/validation_tokens"] == 7 * 11
 
 
+class PassesOn(nn.Module):
+    """Calls forward directly, which no hook notices."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        return self.model.forward(*args, **kwargs)
+
+
 WRAPPERS = {
     "torch.compile": lambda model: torch.compile(model, backend="eager"),
     "compiled in place": lambda model: model.compile(backend="eager") or model,
+    "torch.compile with autograd": lambda model: torch.compile(model, backend="aot_eager"),
+    "called without __call__": lambda model: PassesOn(model),
     "in a container": lambda model: nn.Sequential(nn.ModuleDict({"lm": model})),
     "gradient checkpointing": lambda model: model.activation_checkpointing_enable() or model,
 }
@@ -97,6 +114,24 @@ def test_a_compiled_lightning_module_works(trainer):
     assert lscore.last_record.measurements.perplexity == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_what_was_compiled_before_is_heard_in_every_validation_without_compiling_again(trainer):
+    """Also by a second LScore, and after the graphs of training and evaluation were made."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("inductor")
+    model = HuggingFaceLM()
+    model.model.compile(backend=counter)
+    expected = reference_perplexity(model.model.eval(), loader(8))
+    made = []
+    for _ in range(3):
+        (result,) = trainer(LScore()).validate(model, loader(8), verbose=False)
+        assert result["perplexity"] == pytest.approx(expected, rel=1e-5)
+        made.append(counter.frame_count)
+    assert made[1] == made[2]
+
+
 class Two(HuggingFaceLM):
     """A student and a teacher, both called with labels."""
 
@@ -109,6 +144,35 @@ class Two(HuggingFaceLM):
     def validation_step(self, batch, batch_idx):
         self.teacher(**batch)
         self.model(**batch)
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+def test_the_auxiliary_loss_of_experts_is_neither_counted_nor_taken_for_logits(as_tuple, trainer):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    class Experts(HuggingFaceLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = MixtralForCausalLM(
+                MixtralConfig(
+                    vocab_size=VOCABULARY,
+                    hidden_size=16,
+                    intermediate_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    num_key_value_heads=2,
+                    num_local_experts=4,
+                )
+            )
+
+        def validation_step(self, batch, batch_idx):
+            self.model(**batch, output_router_logits=True, return_dict=not as_tuple)
+
+    model, lscore = Experts(), LScore()
+    (result,) = trainer(lscore).validate(model, loader(7), verbose=False)
+    expected = reference_perplexity(model.model, loader(7))
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert "hidden states" not in lscore._capture.source
 
 
 def test_a_frozen_teacher_is_not_scored(trainer):
@@ -283,13 +347,31 @@ def test_alignment_is_read_off_the_data_or_left_open(labels, tokens, expected):
 # ---------------------------------------------------------------------- hooks
 
 
-def test_hooks_are_there_only_while_validating():
+def test_models_are_changed_only_while_validating():
+    model, captures = tiny_llama(), [Capture(), Capture()]
+    before = [dict(vars(m)) for m in model.modules()]
+    for capture in (*captures, captures[0]):  # which leaves and comes again
+        capture.attach(model)
+    (batch,), heard = loader(4), []
+    for capture in captures:
+        capture.start_batch(batch, lambda logits, targets: heard.append(1))
+    model(**batch)
+    assert heard == [1, 1]
+    for capture in captures:
+        capture.detach()
+    assert [dict(vars(m)) for m in model.modules()] == before
+
+
+def test_another_library_that_replaced_forward_gets_its_own_back():
     model, capture = tiny_llama(), Capture()
+    forward, calls = model.forward, []
+    model.forward = own = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
     capture.attach(model)
-    capture.attach(model)
-    assert len(model._forward_hooks) == 1
+    (batch,) = loader(4)
+    capture.start_batch(batch, lambda logits, targets: calls.append(2))
+    model(**batch)
     capture.detach()
-    assert not model._forward_hooks
+    assert (calls, model.forward) == ([1, 2], own)
 
 
 def test_no_tensor_is_kept_after_a_batch():
@@ -327,3 +409,441 @@ def test_repeated_samples_of_a_sampler_are_not_counted():
     capture.end_batch(None, {"logits": logits, "labels": batch["labels"]}, batch)
     assert (seen[0] != -100).sum(1).tolist() == [11, 0, 0, 0]
     assert (batch["labels"] >= 0).all()
+
+
+# ---------------------------------------------------------------------- what is not to be scored
+
+
+def captured(outputs=None, batch=None, model=None, step=None, **options) -> Perplexity:
+    """The sums of one batch; a step is called with the model and the batch."""
+    capture, perplexity = Capture(**options), Perplexity()
+    if model is not None:
+        capture.attach(model)
+    capture.start_batch(batch, perplexity.update)
+    try:
+        with torch.no_grad():
+            outputs = step(model, batch) if step else outputs
+        capture.end_batch(model, outputs, batch)
+    finally:
+        capture.detach()
+    perplexity.source = capture.source
+    return perplexity
+
+
+def by_hand(logits: torch.Tensor, pairs: list[tuple[int, int, int]]) -> tuple[float, int]:
+    """Sum of NLL in float64, and the number, of tokens given as (row, position, token)."""
+    log_p = torch.log_softmax(logits.double(), -1)
+    return -sum(float(log_p[b, t, token]) for b, t, token in pairs), len(pairs)
+
+
+def sums(perplexity: Perplexity) -> tuple[float, int]:
+    return pytest.approx(float(perplexity.nll_sum), rel=1e-6), int(perplexity.count)
+
+
+def test_a_step_that_only_generates_is_not_scored():
+    model = tiny_llama().eval()
+    (batch,) = loader(4)
+    with pytest.raises(ValueError, match="the transformers model inside it gave no logits"):
+        captured(None, batch, model, lambda m, b: m.generate(b["input_ids"], max_new_tokens=3))
+
+
+def test_parts_of_a_batch_without_labels_are_not_taken_for_the_whole():
+    model = tiny_llama().eval()
+    (batch,) = loader(4)
+
+    def halves(model, batch):
+        for part in batch["input_ids"].chunk(2):
+            model(part)
+
+    with pytest.raises(ValueError, match=r"got 2 calls with parts.*logits_and_labels"):
+        captured(None, batch, model, halves)
+
+
+def test_a_batch_that_is_read_twice_counts_once():
+    model = tiny_llama().eval()
+    (batch,) = loader(4)
+    found = captured(None, batch, model, lambda m, b: m(b["input_ids"]) and m(b["input_ids"]).loss)
+    assert found.count == 4 * 11
+
+
+def test_label_smoothing_is_no_part_of_the_perplexity(trainer):
+    class Smooth(HuggingFaceLM):
+        def validation_step(self, batch, batch_idx):
+            logits = self.model(**batch).logits[:, :-1].reshape(-1, VOCABULARY)
+            labels = batch["labels"][:, 1:].reshape(-1)
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+            self.log("loss", loss)
+            return {"loss": loss}
+
+    model = Smooth()
+    model.model.lm_head.weight.data.mul_(30)  # where all words are as likely, nothing is smoothed
+    (result,) = trainer(LScore()).validate(model, loader(4), verbose=False)
+    expected = reference_perplexity(model.model, loader(4))
+    assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert result["loss"] != pytest.approx(torch.tensor(expected).log().item(), rel=1e-3)
+
+
+LEFT = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+MASKS = {
+    "right": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]],
+    "left": LEFT,
+    "of packed documents": [[1, 1, 2, 2, 0], [3, 3, 3, 3, 3], [4, 5, 0, 0, 0]],
+}
+
+
+def masked(mask: list[list[int]]) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
+    """A batch, and what counts in it: tokens after a token, neither of which is padding."""
+    rows = loader(3).dataset.rows[:, :5]
+    pairs = [
+        (b, t, int(rows[b, t + 1]))
+        for b, row in enumerate(mask)
+        for t in range(4)
+        if row[t] and row[t + 1]
+    ]
+    mask = torch.tensor(mask)
+    return {"input_ids": rows, "labels": rows.clone(), "attention_mask": mask}, pairs
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("labels", [True, False])
+def test_padding_is_not_scored_whether_or_not_labels_say_so(mask, labels, in_batch):
+    """The first token behind padding on the left has nothing that it could be told from."""
+    model = tiny_llama().eval()
+    batch, pairs = masked(mask)
+    if not labels:
+        del batch["labels"]
+    inputs = dict(batch)
+    if not in_batch:
+        del batch["attention_mask"]
+    found = captured(None, batch, model, lambda model, _: model(**inputs) and None)
+    with torch.no_grad():
+        assert sums(found) == by_hand(model(**inputs).logits, pairs)
+
+
+def test_a_mask_of_four_dimensions_leaves_it_to_the_one_in_the_batch():
+    model = tiny_llama().eval()
+    batch, pairs = masked(MASKS["right"])
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()[None, None].expand(3, 1, 5, 5)
+    step = {"input_ids": batch["input_ids"], "attention_mask": causal, "labels": batch["labels"]}
+    found = captured(None, batch, model, lambda model, _: model(**step) and None)
+    with torch.no_grad():
+        assert sums(found) == by_hand(model(**step).logits, pairs)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("cut", ["before the batch", "in the step"])
+def test_padding_is_not_scored_in_shifted_labels(mask, cut):
+    logits = torch.randn(3, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    batch, pairs = masked(mask)
+    rows = batch["input_ids"]
+    outputs = {"logits": logits, "labels": rows[:, 1:]}
+    if cut == "before the batch":  # the last token has no mask: it counts if the one before does
+        batch = {"input_ids": rows[:, :-1], "attention_mask": batch["attention_mask"][:, :-1]}
+        pairs = [pair for pair in pairs if pair[1] < 3]
+        pairs += [(b, 3, int(rows[b, 4])) for b in range(3) if mask[b][3]]
+    assert sums(captured(outputs, batch)) == by_hand(logits, pairs)
+
+
+def test_first_tokens_of_packed_documents_count_unless_their_labels_say_no():
+    """Position ids that begin anew change what the model sees, and not what is counted."""
+    model = tiny_llama().eval()
+    rows = loader(2).dataset.rows[:, :6]
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]]).expand(2, -1)
+    labels = rows.clone()
+    labels[0, 3] = -100
+    batch = {"input_ids": rows, "position_ids": positions, "labels": labels}
+    found = captured(None, batch, model, lambda model, batch: model(**batch) and None)
+    pairs = [(b, t, int(rows[b, t + 1])) for b in range(2) for t in range(5) if (b, t) != (0, 2)]
+    with torch.no_grad():
+        logits = model(input_ids=rows, position_ids=positions).logits
+    assert sums(found) == by_hand(logits, pairs)
+    assert found.count == 9
+
+
+# ---------------------------------------------------------------------- kinds of output
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor
+
+
+def model_output(logits, **others):
+    from transformers.modeling_outputs import CausalLMOutput
+
+    return CausalLMOutput(logits=logits, **others)
+
+
+OUTPUTS = {
+    "a dict": lambda logits, labels: {"loss": logits.mean(), "logits": logits},
+    "a dict with labels": lambda logits, labels: {"logits": logits, "labels": labels},
+    "a ModelOutput": lambda logits, labels: model_output(logits, loss=logits.mean()),
+    "a dataclass": lambda logits, labels: Output(logits, logits.mean()),
+    "logits and labels": lambda logits, labels: (logits, labels),
+    "logits and loss": lambda logits, labels: (logits, logits.mean()),
+    "loss and logits": lambda logits, labels: [logits.mean(), logits],
+}
+BATCHES = {
+    "x and y": lambda rows: (rows[:, :-1], rows[:, 1:]),
+    "named x and y": lambda rows: {"x": rows[:, :-1], "y": rows[:, 1:]},
+    "labels that are the input": lambda rows: {"input_ids": rows, "labels": rows.clone()},
+    "labels that are shifted": lambda rows: {"input_ids": rows[:, :-1], "labels": rows[:, 1:]},
+    "tokens alone": lambda rows: rows,
+}
+CUT = {
+    "tokens that the step cuts": lambda rows: {"x": rows},
+    "labels that the step cuts": lambda rows: {"input_ids": rows, "labels": rows.clone()},
+}
+
+
+@pytest.mark.parametrize("make", OUTPUTS.values(), ids=OUTPUTS)
+@pytest.mark.parametrize("name", [*BATCHES, *CUT])
+def test_outputs_and_batches_of_all_kinds_are_aligned(make, name):
+    rows = loader(3).dataset.rows
+    batch = {**BATCHES, **CUT}[name](rows)
+    if name in CUT:
+        labels = rows[:, 1:]
+    elif isinstance(batch, dict):
+        labels = batch.get("labels", batch.get("y"))
+    else:
+        labels = batch[1] if isinstance(batch, tuple) else batch
+    logits = torch.randn(*labels.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    found = captured(make(logits, labels), batch)
+    pairs = [(b, t, int(rows[b, t + 1])) for b in range(3) for t in range(rows.shape[1] - 1)]
+    assert sums(found) == by_hand(logits, pairs)
+
+
+def test_pairs_that_are_something_else_are_not_taken_for_logits():
+    (batch,) = loader(4)
+    states = torch.zeros(4, 12, 16)
+    for outputs in ((states, states), (states,), states, (states, batch["labels"], 3)):
+        with pytest.raises(ValueError, match="found no logits and labels"):
+            captured(outputs, batch)
+
+
+def test_logits_of_something_else_do_not_hide_those_of_the_language_model():
+    model = tiny_llama().eval()
+    (batch,) = loader(4)
+    del batch["labels"]
+    classes = lambda model, batch: {"logits": model(**batch).logits[:, 0, :5]}  # noqa: E731
+    assert captured(None, batch, model, classes).count == 4 * 11
+
+
+def test_labels_follow_the_logits_to_their_device():
+    """Of a model that is spread over devices, the logits lie on the last one."""
+    seen = []
+    capture, rows = Capture(), loader(2).dataset.rows
+    capture.start_batch({"input_ids": rows}, lambda *pair: seen.extend(x.device for x in pair))
+    logits = torch.zeros(2, 12, VOCABULARY, device="meta")
+    capture.end_batch(None, {"logits": logits, "labels": rows}, {"input_ids": rows})
+    assert [device.type for device in seen] == ["meta", "meta"]
+
+
+# ---------------------------------------------------------------------- encoder and decoder
+
+
+def tiny_t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCABULARY,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("length", [7, 12])
+@pytest.mark.parametrize("labels", ["given to the model", "in the batch", "unlike the input"])
+def test_of_an_encoder_decoder_model_all_labels_count(labels, length):
+    """The encoder's mask is not taken for that of the labels, even where it is of their shape."""
+    model = tiny_t5()
+    rows = loader(3).dataset.rows
+    mask = torch.ones_like(rows)
+    mask[0, 2:] = 0
+    targets = rows[:, :length].flip(1).clone()
+    targets[2, 3:] = -100
+    batch = {"input_ids": rows, "attention_mask": mask, "labels": targets}
+
+    def step(model, batch):
+        if labels == "given to the model":
+            return model(**batch).loss
+        return model(input_ids=rows, attention_mask=mask, decoder_input_ids=start).logits.mean()
+
+    start = model.prepare_decoder_input_ids_from_labels(targets)
+    if labels == "unlike the input":  # as where the decoder reads what it said itself
+        start = (start + 1) % VOCABULARY
+    with torch.no_grad():
+        logits = model(input_ids=rows, attention_mask=mask, decoder_input_ids=start).logits
+    pairs = [(b, t, int(x)) for b in range(3) for t, x in enumerate(targets[b]) if x >= 0]
+    assert sums(captured(None, batch, model, step)) == by_hand(logits, pairs)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_what_an_encoder_decoder_model_generates_is_not_scored(steps):
+    batch = {"input_ids": loader(3).dataset.rows}
+    with pytest.raises(ValueError, match=r"parts of the batch|found no logits and labels"):
+        captured(
+            None,
+            batch,
+            tiny_t5(),
+            lambda model, batch: model.generate(**batch, max_new_tokens=steps, use_cache=False),
+        )
+
+
+def test_labels_that_transformers_was_told_are_shifted_are_not_shifted_again():
+    model = tiny_llama().eval()
+    rows = loader(3).dataset.rows
+    x = rows[:, :-1]
+    batch = {"input_ids": x, "labels": x, "shift_labels": rows[:, 1:].clone()}
+    found = captured(None, batch, model, lambda model, batch: model(**batch) and None)
+    with torch.no_grad():
+        logits = model(x).logits
+    pairs = [(b, t, int(rows[b, t + 1])) for b in range(3) for t in range(rows.shape[1] - 1)]
+    assert sums(found) == by_hand(logits, pairs)
+
+
+def test_labels_that_the_user_says_are_shifted_are_not_shifted_again():
+    """Such as of BartForCausalLM, whose own loss does not shift them either."""
+    model = tiny_llama().eval()
+    rows = loader(3).dataset.rows
+    batch = {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+    step = lambda model, batch: model(**batch) and None  # noqa: E731
+    found = captured(None, batch, model, step, labels_are_shifted=True)
+    assert found.count == 3 * 11
+
+
+# ---------------------------------------------------------------------- no logits
+
+
+def fused(model: nn.Module, factor: float = 1.0) -> nn.Module:
+    """Makes a model compute its loss from hidden states and the output layer's weight alone."""
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class Fused(type(model)):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+            hidden = self.model(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
+            logits = nn.functional.linear(hidden[:, :-1], self.lm_head.weight).flatten(0, 1)
+            loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+            return CausalLMOutput(loss=loss * factor)
+
+    model.__class__ = Fused
+    return model
+
+
+@pytest.mark.parametrize("buffer", [1, 5 * 4 * VOCABULARY, 1 << 20])
+def test_models_without_logits_are_measured_by_their_hidden_states(monkeypatch, buffer):
+    """A few rows at a time, as many as the buffer holds."""
+    monkeypatch.setattr(language_models, "_BUFFER", buffer)
+    sizes, measure = [], language_models.row_nll
+    monkeypatch.setattr(
+        language_models, "row_nll", lambda x, *rest: (sizes.append(len(x)), measure(x, *rest))[1]
+    )
+    model, (batch,) = tiny_llama().eval(), loader(4)
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][0, :5] = -100
+    batch["attention_mask"] = torch.ones_like(batch["labels"])
+    batch["attention_mask"][1, 8:] = 0
+    batch["labels"][1, 8:] = -100
+    step = lambda model, batch: model(**batch).loss  # noqa: E731
+    expected = captured(None, batch, model, step)
+    found = captured(None, batch, fused(model), step)
+    assert sums(found) == (pytest.approx(float(expected.nll_sum)), int(expected.count))
+    assert "hidden states" in found.source
+    assert max(sizes) == max(1, min(48, buffer // (4 * VOCABULARY)))
+
+
+def scaled(model: nn.Module) -> nn.Module:
+    model.config.final_logit_softcapping = 30.0
+    return fused(model)
+
+
+REFUSED = {
+    "softcapping": (scaled, "final_logit_softcapping=30.0"),
+    "a loss with something else in it": (lambda m: fused(m, factor=1.2), "its own is"),
+    "an output layer of its own kind": (
+        lambda m: setattr(fused(m), "lm_head", PassesOn(m.lm_head)) or m,
+        "a PassesOn",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
+def test_hidden_states_that_do_not_make_the_logits_are_refused(make, says):
+    model = make(tiny_llama().eval())
+    if says == "a PassesOn":
+        type(model.lm_head).weight = property(lambda self: self.model.weight)
+    (batch,) = loader(4)
+    with pytest.raises(ValueError, match=f"(?s)Fused returned no.*{says}.*and_labels="):
+        captured(None, batch, model, lambda model, batch: model(**batch).loss)
+
+
+# ---------------------------------------------------------------------- only a loss
+
+
+LOSSES = {
+    "a tensor": lambda loss: loss,
+    "a dict": lambda loss: {"loss": loss, "n": 3},
+    "of one element": lambda loss: loss[None],
+}
+
+
+@pytest.mark.parametrize("wrap", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_a_mean_loss_counts_as_many_tokens_as_it_is_of(wrap, batch):
+    batch = batch(loader(3).dataset.rows)
+    found = captured(wrap(torch.tensor(1.5)), batch, from_loss=True)
+    assert sums(found) == (1.5 * 33, 33)
+    assert "mean loss of validation_step x counted labels; wrong if" in found.source
+
+
+def test_a_loss_of_parts_is_weighted_by_their_labels():
+    """-100 and padding do not count, and NaN of a batch without labels harms nothing."""
+    perplexity, capture = Perplexity(), Capture(from_loss=True)
+    for loss, counted in ((1.0, 3), (2.0, 1), (float("nan"), 0)):
+        labels = torch.full((1, 12), -100)
+        labels[0, 1 : counted + 1] = 7
+        batch = {"input_ids": labels.clamp(min=0), "labels": labels}
+        capture.start_batch(batch, perplexity.update)
+        capture.end_batch(None, torch.tensor(loss), batch)
+    assert (float(perplexity.nll_sum), int(perplexity.count)) == (5.0, 4)
+
+
+def test_a_loss_may_be_of_labels_of_another_length_than_the_input():
+    rows = loader(3).dataset.rows
+    batch = {"input_ids": rows, "labels": rows[:, :5]}
+    found = captured(torch.tensor(1.5), batch, from_loss=True, labels_are_shifted=True)
+    assert sums(found) == (1.5 * 15, 15)
+    found = captured(torch.tensor(1.5), {"x": rows, "labels": rows[:, 0]}, from_loss=True)
+    assert sums(found) == (1.5 * 3, 3)
+
+
+def test_logits_count_before_a_loss():
+    (batch,) = loader(4)
+    outputs = {"loss": torch.tensor(9.0), "logits": torch.zeros(4, 12, VOCABULARY)}
+    found = captured(outputs, batch, from_loss=True)
+    assert float(found.compute()) == pytest.approx(VOCABULARY)
+
+
+def test_a_loss_is_taken_only_if_asked_for(trainer):
+    class Mean(PlainLM):
+        def validation_step(self, batch, batch_idx):
+            return self.training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match=r"(?s)a tensor \[\].*from_loss=True"):
+        trainer(LScore()).validate(Mean(), loader(7), verbose=False)
+    lscore, model = LScore(), Mean()
+    lscore._capture = Capture(from_loss=True)
+    (result,) = trainer(lscore).validate(model, loader(7), verbose=False)
+    assert result["perplexity"] == pytest.approx(reference_perplexity(model, loader(7)), rel=1e-6)
+    assert result["lscore/validation_tokens"] == 77

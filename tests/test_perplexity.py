@@ -427,6 +427,25 @@ def test_overflow_keeps_the_nll():
     assert metric.nll() == 1e4
 
 
+def test_known_nll_is_added_up_as_well():
+    """NLL of tokens, or their mean, stands in for logits; what is ignored may hold anything."""
+    logits, labels = batch(2, 3, 40)
+    labels[1, 1:] = -100
+    metric, expected = Perplexity(), Perplexity()
+    expected.update(logits, labels)
+    nll = row_nll(logits, labels)
+    nll[1, 1:] = math.nan
+    metric.update(nll, labels)
+    metric.update(expected.nll().float(), labels)
+    assert metric.count == 2 * expected.count == 8
+    assert metric.nll() == pytest.approx(expected.nll().item(), rel=1e-7)
+    metric = Perplexity(ignore_index=None)
+    metric.update(torch.tensor(1.5), labels)
+    assert (metric.nll_sum, metric.count) == (9, 6)
+    with pytest.raises(ValueError, match="3 dimensions"):
+        metric.update(labels, labels)
+
+
 def _two_ranks(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
