@@ -50,7 +50,9 @@ class CpuProbe:
         self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
         self._zones: list[_Zone] | None = None
         self._reasons = {
-            "power_watts": "a CPU counts its energy at most; mean power follows from that"
+            "power_watts": "a CPU counts its energy at most; mean power follows from that",
+            "sm_clock_mhz": "only GPUs are asked for their clock",
+            "throttled": "only GPUs are asked whether they are throttled",
         }
         self.device = Device(key=_key(self._root), name=_model_name(self._root), kind="cpu")
 

@@ -14,6 +14,7 @@ import torch
 
 from .devices import compute_dtype, probe_of
 from .hardware import Probe, ProbeLost, Reading
+from .nvml import NvmlProbe, driver_versions
 from .peaks import measured_peak, peak_flops
 from .records import versions
 
@@ -22,12 +23,16 @@ _MEASURES = {
     "busy": ("gpu_busy_fraction",),
     "memory_used_bytes": ("gpu_memory_peak_gib",),
     "energy_joules": ("energy_kwh", "power_watts"),
+    "sm_clock_mhz": ("gpu_sm_clock_mhz",),
+    "throttled": ("gpu_throttled_fraction",),
 }
 _SHOWN: dict[str, Callable[[float], str]] = {
     "busy": lambda x: f"{100 * x:.0f} %",
     "power_watts": lambda x: f"{x:.1f} W",
     "energy_joules": lambda x: f"{x:.1f} J",
     "memory_used_bytes": lambda x: f"{x / 2**30:.2f} GiB",
+    "sm_clock_mhz": lambda x: f"{x:.0f} MHz",
+    "throttled": lambda x: "yes: power, heat or a fault holds the clocks down" if x else "no",
 }
 
 
@@ -54,18 +59,21 @@ def examine(
         yield f"load {load:.1f}: other programs run, so that measured products may be too slow"
     places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     places = places or [torch.device("cpu")]
+    found = [probe_of(p) for p in places] if probes is None else probes
+    if any(isinstance(probe, NvmlProbe) for probe in found):
+        yield driver_versions()
     missing: dict[str, str] = {}
-    for i, probe in enumerate([probe_of(p) for p in places] if probes is None else probes):
+    for i, probe in enumerate(found):
         place = places[min(i, len(places) - 1)]
         device = probe.device
-        yield f"\n{device.name}\n    {'identity':20}  {device.key} ({device.kind})"
+        yield f"\n{device.name}\n    {'identity':22}  {device.key} ({device.kind})"
         dtype = compute_dtype(precision, torch.nn.Linear(1, 1), place)
         yield from _speed(device.name, dtype, place, missing)
         yield from _readings(probe, seconds, now, missing)
     yield ""
     if missing:
         yield "Not available in a run here:"
-        yield from (f"    {measure:20}  {why}" for measure, why in missing.items())
+        yield from (f"    {measure:22}  {why}" for measure, why in missing.items())
     else:
         yield "Every measure of the hardware is available in a run here."
 
@@ -136,7 +144,7 @@ def _period(readings: Sequence[tuple[float, Reading]]) -> str:
 
 
 def _line(what: str, text: str) -> str:
-    return f"    {what:20}  {text}"
+    return f"    {what:22}  {text}"
 
 
 def _tera(flops: float) -> str:

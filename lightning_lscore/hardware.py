@@ -6,17 +6,23 @@ probes of the process once an interval.
 
     Probe.read() ─► Reading ─► Meter.add() ─► Totals      Sampler: the thread, the marks
 
-Vendors live in files of their own (`nvml`, `cpu`): these three know no device. Missing is None,
-never 0, and `reasons` says why.
+Vendors live in files of their own (`nvml`, `amd`, `cpu`): these three know no device. Missing is
+None, never 0, and `reasons` says why.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Protocol
 
-__all__ = ["Device", "Probe", "ProbeLost", "Reading", "SilentProbe"]
+__all__ = ["Device", "OpenedProbe", "Probe", "ProbeLost", "Reading", "Session", "SilentProbe"]
+
+
+PLAUSIBLE_MHZ = 10_000
+"""No clock is higher: one that says so is no clock."""
 
 
 class ProbeLost(RuntimeError):
@@ -45,6 +51,10 @@ class Reading:
     energy_joules: float | None = None
     """A counter with an arbitrary origin: only differences mean anything."""
     memory_used_bytes: int | None = None
+    sm_clock_mhz: float | None = None
+    """Clock of the compute units at this moment, in MHz."""
+    throttled: float | None = None
+    """1: at this moment power, heat or a fault holds the clocks down; 0: none of these does."""
 
 
 class Probe(Protocol):
@@ -67,6 +77,64 @@ class Probe(Protocol):
         ...
 
 
+class Session(Protocol):
+    """A vendor's library held open for one device."""
+
+    def read(self) -> tuple[Reading, dict[str, str]]:
+        """The reading, and why measures are missing from it. Raises `ProbeLost`."""
+        ...
+
+    def close(self) -> None:
+        """Never raises."""
+        ...
+
+
+class OpenedProbe(ABC):
+    """A device behind a vendor's library, which the first `read` opens.
+
+    Picklable while closed. `read` and `close` belong to one thread and one process.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._reasons: dict[str, str] = {}
+        self._session: Session | None = None
+        self._refused: str | None = None  # why the library could never be opened
+        self._answered = False
+
+    @abstractmethod
+    def _open(self) -> Session:
+        """Raises `ProbeLost` when there is no way to the device."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        if self._refused is not None:
+            return _for_all(self._refused)
+        return MappingProxyType(self._reasons)
+
+    def read(self) -> Reading:
+        """Raises `ProbeLost` for a device that once answered; before that, it is silent."""
+        if self._refused is not None:
+            return Reading()
+        try:
+            if self._session is None:
+                self._session = self._open()
+            reading, self._reasons = self._session.read()
+        except ProbeLost as lost:
+            self.close()
+            if self._answered:
+                raise
+            self._refused = str(lost)
+            return Reading()
+        self._answered = True
+        return reading
+
+    def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+
 @dataclass(frozen=True, slots=True)
 class SilentProbe:
     """A device of known identity that reports nothing: its time still counts."""
@@ -76,10 +144,14 @@ class SilentProbe:
 
     @property
     def reasons(self) -> Mapping[str, str]:
-        return {f.name: self.why for f in fields(Reading)}
+        return _for_all(self.why)
 
     def read(self) -> Reading:
         return Reading()
 
     def close(self) -> None:
         return None
+
+
+def _for_all(why: str) -> Mapping[str, str]:
+    return {f.name: why for f in fields(Reading)}

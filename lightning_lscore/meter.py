@@ -43,6 +43,11 @@ class Totals:
     energy_known_seconds: float = 0.0
     memory_peak_bytes: int = 0
     """Largest reading, of one device; 0: none was reported."""
+    sm_clock_mhz_seconds: float = 0.0
+    """The clock summed over time, in MHz s."""
+    sm_clock_known_seconds: float = 0.0
+    throttled_seconds: float = 0.0
+    throttled_known_seconds: float = 0.0
     readings: int = 0
 
     def __add__(self, other: Totals) -> Totals:
@@ -69,6 +74,16 @@ class Totals:
         return _ratio(self.energy_joules, self.energy_known_seconds)
 
     @property
+    def sm_clock_mhz(self) -> float | None:
+        """Time-weighted mean clock of the compute units in MHz, idle moments included."""
+        return _ratio(self.sm_clock_mhz_seconds, self.sm_clock_known_seconds)
+
+    @property
+    def throttled_fraction(self) -> float | None:
+        """Share of the time, 0..1, in which power, heat or a fault held the clocks down."""
+        return _ratio(self.throttled_seconds, self.throttled_known_seconds)
+
+    @property
     def energy_is_counter(self) -> bool:
         """True when all of the energy known comes from counters: measured, not estimated."""
         return self.energy_known_seconds > 0 and self.energy_estimated_joules == 0
@@ -76,6 +91,20 @@ class Totals:
 
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
+
+
+class _Share:
+    """A value summed over training time, and the time for which it was known."""
+
+    __slots__ = ("known", "sum")
+
+    def __init__(self) -> None:
+        self.sum = self.known = 0.0
+
+    def add(self, value: float | None, seconds: float) -> None:
+        if value is not None:
+            self.sum += seconds * value
+            self.known += seconds
 
 
 class _Energy:
@@ -160,9 +189,9 @@ class Meter:
     """Adds the readings of one device up over training time. Pure arithmetic: no clock, no thread.
 
     Times are seconds on any monotonic clock, given in order: an earlier one counts as the latest.
-    Between two readings no more than `max_gap` seconds apart, the later one's `busy` holds (its
-    window ends there), weighted by the training seconds in between; further apart, nothing is
-    known but the difference of an energy counter.
+    Between two readings no more than `max_gap` seconds apart, what the later one says holds (the
+    window of `busy` ends there), weighted by the training seconds in between; further apart,
+    nothing is known but the difference of an energy counter.
 
     Args:
         max_gap: seconds; a few sampling intervals.
@@ -180,7 +209,8 @@ class Meter:
         self._trained = 0.0  # training seconds until then
         self._last: tuple[float, float] | None = None  # t and trained at the last reading
         self._energy = _Energy(max_gap)
-        self._observed = self._busy = self._busy_known = 0.0
+        self._observed = 0.0
+        self._busy, self._clock, self._throttled = _Share(), _Share(), _Share()
         self._peak = self._readings = 0
 
     @property
@@ -208,9 +238,9 @@ class Meter:
         if self._last is not None and t - self._last[0] <= self._max_gap:
             seconds = trained - self._last[1]
             self._observed += seconds if reading != Reading() else 0.0
-            if reading.busy is not None:
-                self._busy += seconds * reading.busy
-                self._busy_known += seconds
+            self._busy.add(reading.busy, seconds)
+            self._clock.add(reading.sm_clock_mhz, seconds)
+            self._throttled.add(reading.throttled, seconds)
         self._energy.add(reading, t, trained)
         self._peak = max(self._peak, reading.memory_used_bytes or 0)
         self._readings += 1
@@ -225,7 +255,7 @@ class Meter:
         """What is known by now; t extends the training time, not what was observed of it."""
         more = max(0.0, t - self._latest) if t is not None and self._training else 0.0
         shared = Totals(
-            busy_seconds=self._busy, memory_peak_bytes=self._peak, readings=self._readings
+            busy_seconds=self._busy.sum, memory_peak_bytes=self._peak, readings=self._readings
         )
         if not self.owner:
             return shared
@@ -233,7 +263,11 @@ class Meter:
         return shared + Totals(
             training_seconds=self._trained + more,
             observed_seconds=self._observed,
-            busy_known_seconds=self._busy_known,
+            busy_known_seconds=self._busy.known,
+            sm_clock_mhz_seconds=self._clock.sum,
+            sm_clock_known_seconds=self._clock.known,
+            throttled_seconds=self._throttled.sum,
+            throttled_known_seconds=self._throttled.known,
             energy_joules=joules,
             energy_estimated_joules=estimated,
             energy_known_seconds=seconds,

@@ -7,7 +7,8 @@ cannot say is None with a reason, so a machine without a usable NVML still count
 Power is `nvmlDeviceGetPowerUsage`, which every driver has: a mean over the last second on Ampere
 and newer (at the moment of the reading on GA100 and older), which is what a sampler that reads once
 a second wants to integrate. The energy counter is better, and is preferred where it is sound.
-Memory is the whole device's, other processes included, without what the driver reserves.
+Memory is the whole device's, other processes included, without what the driver reserves. The clock
+of a MIG slice is its board's, which all slices share; NVML may refuse to say it to a slice.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
-from .hardware import Device, Probe, ProbeLost, Reading, SilentProbe
+from .amd import AmdProbe
+from .hardware import (
+    PLAUSIBLE_MHZ,
+    Device,
+    OpenedProbe,
+    Probe,
+    ProbeLost,
+    Reading,
+    Session,
+    SilentProbe,
+)
 
-__all__ = ["NvmlProbe", "cuda_probe"]
+__all__ = ["NvmlProbe", "cuda_probe", "driver_versions"]
 
 _UNSUPPORTED = (
     "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_NO_PERMISSION", "NVML_ERROR_FUNCTION_NOT_FOUND",
@@ -38,50 +48,22 @@ _LOST = (
 )  # fmt: skip
 """Answers that concern the device or NVML as a whole, not one measure."""
 
+_HELD_DOWN = (
+    "SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown",
+)  # fmt: skip
+"""Reasons for a low clock that are throttling; idleness and clocks set by someone are not."""
+
 _MIG = "a MIG slice: NVML reports it for the whole board only, which is not this process's alone"
 
 
-class NvmlProbe:
+class NvmlProbe(OpenedProbe):
     """One NVIDIA GPU or MIG slice; `device.key` is its UUID with NVML's prefix.
 
-    Picklable while closed. `read` and `close` belong to one thread and one process: NVML does not
-    survive a fork.
+    One process only: NVML does not survive a fork.
     """
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._reasons: dict[str, str] = {}
-        self._session: _Session | None = None
-        self._refused: str | None = None  # why NVML could never be opened
-        self._answered = False
-
-    @property
-    def reasons(self) -> Mapping[str, str]:
-        if self._refused is not None:
-            return dict.fromkeys(_QUERIES, self._refused)
-        return MappingProxyType(self._reasons)
-
-    def read(self) -> Reading:
-        """Raises `ProbeLost` for a device that once answered; before that, it is silent."""
-        if self._refused is not None:
-            return Reading()
-        try:
-            if self._session is None:
-                self._session = _Session(self.device.key)
-            reading, self._reasons = self._session.read()
-        except ProbeLost as lost:
-            self.close()
-            if self._answered:
-                raise
-            self._refused = str(lost)
-            return Reading()
-        self._answered = True
-        return reading
-
-    def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+    def _open(self) -> Session:
+        return _Session(self.device.key)
 
 
 class _Session:
@@ -101,7 +83,8 @@ class _Session:
             self._nvml.nvmlInit()
             self._open = True
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-            if self._is_slice():
+            # What its name tells is not asked: an error there would charge the slice for its board.
+            if uuid.startswith("MIG-") or self._is_slice():
                 self._never = dict.fromkeys(("busy", "power_watts", "energy_joules"), _MIG)
         except Exception as error:  # an NVMLError, or ctypes' own when the library is damaged
             self.close()
@@ -157,29 +140,55 @@ class _Session:
 
 
 def cuda_probe(device_index: int) -> Probe:
-    """The probe of `torch.device("cuda", device_index)` of this process.
+    """The probe of `torch.device("cuda", device_index)` of this process, AMD's under ROCm.
 
-    Never fails for want of NVML: the device's identity and time count all the same. Asks CUDA for
-    properties that it already holds, so nothing is allocated and nothing synchronised.
+    Never fails for want of NVML or amdsmi: the device's identity and time count all the same. Asks
+    CUDA for properties that it already holds, so nothing is allocated and nothing synchronised.
     """
     import torch
 
     properties = torch.cuda.get_device_properties(device_index)
     name, uuid = str(properties.name), _bare(getattr(properties, "uuid", ""))
     if torch.version.hip is not None or not uuid:
-        why = "this torch does not tell a device's UUID; use torch>=2.4"
-        if torch.version.hip is not None:
-            why = "an AMD GPU: nothing reads these yet"
-        key = f"cuda:{platform.node()}:{uuid or _address(properties, device_index)}"
-        return SilentProbe(Device(key=key, name=name, kind="cuda"), why)
+        address = _address(properties)
+        # Both, since AMD GPUs without a serial number share a UUID, and parts of one an address.
+        marks = [*filter(None, [uuid]), *map(str, address or ())] or [str(device_index)]
+        device = Device(key=":".join(["cuda", platform.node(), *marks]), name=name, kind="cuda")
+        if torch.version.hip is None:
+            return SilentProbe(device, "this torch does not tell a device's UUID; use torch>=2.4")
+        if address is None:
+            return SilentProbe(device, "this torch does not tell where an AMD GPU is plugged in")
+        return AmdProbe(device, address)
     prefix = "MIG" if " MIG " in name else "GPU"
     return NvmlProbe(Device(key=f"{prefix}-{uuid}", name=name, kind="cuda"))
 
 
-def _address(properties: Any, device_index: int) -> str:
-    """Where the device is plugged in: unlike its index, the same for processes that see others."""
-    parts = [getattr(properties, f"pci_{p}_id", None) for p in ("domain", "bus", "device")]
-    return str(device_index) if None in parts else ":".join(map(str, parts))
+def driver_versions() -> str:
+    """Of NVIDIA's driver and of NVML, in words; why not, where there is none."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception as error:  # also of the import, and ctypes' own
+        return f"no NVIDIA driver answers: {error}"
+    try:
+        driver, library = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetNVMLVersion()
+    except Exception as error:
+        return f"the NVIDIA driver does not tell its version: {error}"
+    finally:
+        with contextlib.suppress(Exception):
+            nvml.nvmlShutdown()
+    return f"NVIDIA driver {driver}, NVML {library}"
+
+
+def _address(properties: Any) -> tuple[int, int, int] | None:
+    """Where the device is plugged in: unlike its index, the same for processes that see others.
+
+    PCI domain, bus and device.
+    """
+    try:
+        return properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id
+    except AttributeError:
+        return None
 
 
 def _bare(uuid: object) -> str:
@@ -211,9 +220,29 @@ def _energy_joules(nvml: Any, handle: Any) -> float | None:
 
 def _memory_used_bytes(nvml: Any, handle: Any) -> int | None:
     try:
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)  # a driver older than R510
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # a driver older than R510
+    # The peak would keep a single wrong value for ever.
+    return int(memory.used) if 0 <= memory.used <= memory.total else None
+
+
+def _sm_clock_mhz(nvml: Any, handle: Any) -> float | None:
+    mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+    return float(mhz) if 0 < mhz < PLAUSIBLE_MHZ else None
+
+
+def _throttled(nvml: Any, handle: Any) -> float | None:
+    # R535 renamed the function, and nvidia-ml-py its constants: both may know one name only.
+    try:
+        reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+    except (AttributeError, nvml.NVMLError_FunctionNotFound):
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    prefix = "nvmlClocksEventReason"
+    if not hasattr(nvml, f"{prefix}SwPowerCap"):
+        prefix = "nvmlClocksThrottleReason"
+    held_down = sum(getattr(nvml, prefix + name) for name in _HELD_DOWN)  # one bit each
+    return float(reasons & held_down != 0)
 
 
 _QUERIES: Mapping[str, _Query] = {
@@ -221,4 +250,6 @@ _QUERIES: Mapping[str, _Query] = {
     "power_watts": _power_watts,
     "energy_joules": _energy_joules,
     "memory_used_bytes": _memory_used_bytes,
+    "sm_clock_mhz": _sm_clock_mhz,
+    "throttled": _throttled,
 }

@@ -24,6 +24,8 @@ QUERIES = {
     "power_watts": "nvmlDeviceGetPowerUsage",
     "energy_joules": "nvmlDeviceGetTotalEnergyConsumption",
     "memory_used_bytes": "nvmlDeviceGetMemoryInfo",
+    "sm_clock_mhz": "nvmlDeviceGetClockInfo",
+    "throttled": "nvmlDeviceGetCurrentClocksEventReasons",
 }
 """The function behind each measure of a reading."""
 
@@ -33,7 +35,10 @@ OTHER_UUID = "0a1b2c3d-0000-1111-2222-333344445555"
 
 @dataclass
 class FakeGpu:
-    """One GPU or MIG slice. Power, utilisation and energy of a slice are those of its board."""
+    """One GPU or MIG slice. Power, utilisation and energy of a slice are those of its board.
+
+    Its clock and what holds it down are told by the board alone.
+    """
 
     uuid: str = f"GPU-{UUID}"
     is_slice: bool = False
@@ -44,6 +49,9 @@ class FakeGpu:
     energy_millijoules: int = 5_000_000
     memory_bytes: int = 12 * 2**30
     reserved_bytes: int = 2**29
+    total_bytes: int = 80 * 2**30
+    sm_clock_mhz: int = 1755
+    clock_reasons: int = 0
 
 
 @dataclass
@@ -54,6 +62,7 @@ class FakeNvml:
     faults: dict[str, int] = field(default_factory=dict)
     knows_mig: bool = True
     knows_memory_v2: bool = True
+    knows_event_reasons: bool = True
     initialised: int = 0
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -114,8 +123,31 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu, version: int | None = None) -> SimpleNamespace:
         if version is None:
-            return SimpleNamespace(used=gpu.memory_bytes + gpu.reserved_bytes)
+            used = gpu.memory_bytes + gpu.reserved_bytes
+            return SimpleNamespace(used=used, total=gpu.total_bytes)
         if not self.knows_memory_v2:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
         assert version == pynvml.nvmlMemory_v2
-        return SimpleNamespace(used=gpu.memory_bytes)
+        return SimpleNamespace(used=gpu.memory_bytes, total=gpu.total_bytes)
+
+    def nvmlDeviceGetClockInfo(self, gpu: FakeGpu, clock: int) -> int:
+        assert clock == pynvml.NVML_CLOCK_SM
+        if gpu.is_slice:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpu.sm_clock_mhz
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu: FakeGpu) -> int:
+        if not self.knows_event_reasons:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return self.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu: FakeGpu) -> int:
+        if gpu.is_slice:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpu.clock_reasons
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "999.88.77"
+
+    def nvmlSystemGetNVMLVersion(self) -> str:
+        return "13.999.88.77"

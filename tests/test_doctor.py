@@ -41,8 +41,8 @@ def examined(probe, now=None, **options):
     """The lines about a device, as a dictionary, and what is not available in a run."""
     text = "\n".join(doctor.examine(probes=[probe], now=now or Ticks(), **options))
     device, _, missing = text.partition("Not available in a run here:")
-    table = dict(re.findall(r"^    (.{20,21})  (.*)$", device, re.MULTILINE))
-    lacking = dict(re.findall(r"^    (.{20,21})  (.*)$", missing, re.MULTILINE))
+    table = dict(re.findall(r"^    (.{22})  (.*)$", device, re.MULTILINE))
+    lacking = dict(re.findall(r"^    (.{22})  (.*)$", missing, re.MULTILINE))
     return ({k.strip(): v for k, v in t.items()} for t in (table, lacking))
 
 
@@ -54,6 +54,8 @@ def test_a_gpu_that_answers_is_described_with_the_period_of_its_counter(monkeypa
     assert found["busy"] == "75 %"
     assert found["power_watts"] == "350.0 W"
     assert found["memory_used_bytes"] == "12.00 GiB"
+    assert found["sm_clock_mhz"] == "1755 MHz"
+    assert found["throttled"] == "no"
     assert found["energy_joules"].endswith("a counter that changes every 100 ms")
     assert found["peak float32"].startswith("66.9 TFLOP/s: NVIDIA H100")
     assert found["matrix product"].startswith("30 TFLOP/s, 45% of the peak")
@@ -75,8 +77,24 @@ def test_a_mig_slice_lacks_what_its_board_alone_can_tell(monkeypatch):
     device = Device(key=f"MIG-{UUID}", name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", kind="cuda")
     found, missing = examined(NvmlProbe(device))
     assert found["memory_used_bytes"] == "12.00 GiB"
-    assert set(missing) == {"gpu_busy_fraction", "energy_kwh", "power_watts"}
-    assert all("whole board" in why for why in missing.values())
+    board_only = {"gpu_busy_fraction", "energy_kwh", "power_watts"}
+    assert set(missing) == {*board_only, "gpu_sm_clock_mhz", "gpu_throttled_fraction"}
+    assert all("whole board" in missing[measure] for measure in board_only)
+
+
+def test_a_gpu_whose_clocks_are_held_down_says_so(monkeypatch):
+    bits = pynvml.nvmlClocksThrottleReasonSwPowerCap
+    FakeNvml([FakeGpu(clock_reasons=bits)]).install(monkeypatch)
+    found, _ = examined(NvmlProbe(H100))
+    assert found["throttled"].startswith("yes")
+
+
+def test_the_versions_of_driver_and_nvml_are_told_where_there_is_an_nvidia_gpu(monkeypatch):
+    FakeNvml().install(monkeypatch)
+    lines = list(doctor.examine(probes=[NvmlProbe(H100)], now=Ticks()))
+    assert "NVIDIA driver 999.88.77, NVML 13.999.88.77" in lines
+    other = SilentProbe(Device(key="xpu:0", name="other", kind="xpu"), "why")
+    assert "NVIDIA driver" not in "".join(doctor.examine(probes=[other], now=Ticks()))
 
 
 def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
@@ -102,7 +120,7 @@ def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
     assert "no peak of Some accelerator in float32 is known" in found["peak float32"]
     assert set(missing) == {
         "capacity_flops", "mfu", "gpu_busy_fraction", "gpu_memory_peak_gib", "energy_kwh",
-        "power_watts",
+        "power_watts", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
     }  # fmt: skip
 
 

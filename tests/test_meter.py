@@ -19,6 +19,8 @@ EVENTS = st.lists(
         st.none() | st.floats(0, 1),  # busy
         st.none() | st.floats(1, 1000),  # watts
         st.none() | st.integers(0, 2**40),  # memory
+        st.none() | st.floats(1, 3000),  # clock
+        st.sampled_from([None, 0.0, 1.0]),  # throttled
     ),
     max_size=40,
 )
@@ -33,14 +35,15 @@ def reference(events):
     power from the line between the two readings of power around it (its mean in the middle).
     """
     t, training, pieces, reads = 0.0, False, [], []
-    for wait, kind, busy, watts, memory in events:
+    for wait, kind, busy, watts, memory, clock, throttled in events:
         if training and wait > 0:
             pieces.append((t, t + wait))
         t += wait
         training = {"resume": True, "pause": False}.get(kind, training)
         if kind == "read":
-            reads.append((t, len(pieces), busy, watts, memory))
-    training_s = observed = busy_s = known = joules = powered = 0.0
+            reads.append((t, len(pieces), busy, watts, memory, clock, throttled))
+    training_s = observed = joules = powered = 0.0
+    sums, known = [0.0] * 3, [0.0] * 3  # of busy, clock, throttled
 
     def around(i, rows):
         before = [r for r in rows if r[1] <= i]
@@ -54,9 +57,10 @@ def reference(events):
         if pair and pair[1][0] - pair[0][0] <= MAX_GAP:
             if any(value is not None for value in pair[1][2:]):
                 observed += seconds
-            if pair[1][2] is not None:
-                known += seconds
-                busy_s += seconds * pair[1][2]
+            for k, value in enumerate((pair[1][2], *pair[1][5:])):
+                if value is not None:
+                    known[k] += seconds
+                    sums[k] += seconds * value
         pair = around(i, [r for r in reads if r[3] is not None])
         if pair and pair[1][0] - pair[0][0] <= MAX_GAP:
             powered += seconds
@@ -64,8 +68,12 @@ def reference(events):
     return Totals(
         training_seconds=training_s,
         observed_seconds=observed,
-        busy_seconds=busy_s,
-        busy_known_seconds=known,
+        busy_seconds=sums[0],
+        busy_known_seconds=known[0],
+        sm_clock_mhz_seconds=sums[1],
+        sm_clock_known_seconds=known[1],
+        throttled_seconds=sums[2],
+        throttled_known_seconds=known[2],
         energy_joules=joules,
         energy_estimated_joules=joules,
         energy_known_seconds=powered,
@@ -77,7 +85,7 @@ def reference(events):
 def run(events, counter=None, max_gap=MAX_GAP):
     """A meter after the events; `counter(t)` is what its energy counter shows."""
     meter, t = Meter(max_gap=max_gap), 0.0
-    for wait, kind, busy, watts, memory in events:
+    for wait, kind, busy, watts, memory, clock, throttled in events:
         t += wait
         if kind == "read":
             joules = None if counter is None else counter(t)
@@ -87,6 +95,8 @@ def run(events, counter=None, max_gap=MAX_GAP):
                     power_watts=watts,
                     energy_joules=joules,
                     memory_used_bytes=memory,
+                    sm_clock_mhz=clock,
+                    throttled=throttled,
                 ),
                 t,
             )
@@ -115,6 +125,8 @@ def test_totals_stay_within_their_bounds(events):
 
     assert 0 <= totals.busy_seconds <= totals.busy_known_seconds + 1e-9
     assert totals.busy_known_seconds <= totals.observed_seconds + 1e-9
+    assert 0 <= totals.throttled_seconds <= totals.throttled_known_seconds + 1e-9
+    assert totals.sm_clock_known_seconds <= totals.observed_seconds + 1e-9
     assert totals.observed_seconds <= totals.training_seconds + 1e-9
     assert totals.energy_known_seconds <= totals.training_seconds + 1e-9
 
@@ -122,7 +134,7 @@ def test_totals_stay_within_their_bounds(events):
 @settings(deadline=None)
 @given(EVENTS, st.floats(1, 1000))
 def test_a_steady_counter_charges_its_power_for_all_training_between_its_readings(events, watts):
-    events = [(wait, kind, busy, None, 1) for wait, kind, busy, _, _ in events]
+    events = [(wait, kind, busy, None, 1, None, None) for wait, kind, busy, *_ in events]
     meter = run(events, counter=lambda t: 7.0 + watts * t)
     between = run(events, max_gap=float("inf")).totals().observed_seconds
 
@@ -137,6 +149,41 @@ def steady(meter, start, stop, *, watts=None, joules=None, busy=0.5):
     for t in range(start, stop + 1):
         counter = None if joules is None else joules(t)
         meter.add(Reading(busy=busy, power_watts=watts, energy_joules=counter), float(t))
+
+
+def test_clock_and_throttling_are_means_over_the_time_for_which_they_are_known():
+    meter = Meter(max_gap=4)
+    meter.resume(0.0)
+    meter.add(Reading(sm_clock_mhz=300, throttled=0.0), 0.0)  # idle before; covers nothing
+    meter.add(Reading(sm_clock_mhz=1980, throttled=0.0), 3.0)
+    meter.add(Reading(sm_clock_mhz=1410, throttled=1.0), 4.0)
+    meter.add(Reading(busy=1.0), 6.0)  # neither is known
+    meter.add(Reading(sm_clock_mhz=990, throttled=1.0), 60.0)  # after a gap
+    meter.pause(60.0)
+
+    totals = meter.totals()
+    assert totals.sm_clock_mhz == pytest.approx((3 * 1980 + 1410) / 4)
+    assert totals.throttled_fraction == pytest.approx(1 / 4)
+    assert totals.sm_clock_known_seconds == totals.throttled_known_seconds == 4
+
+
+def test_a_clock_that_nobody_throttled_is_zero_throttled_and_an_unknown_one_is_none():
+    meter = Meter(max_gap=4)
+    meter.resume(0.0)
+    for t in range(5):
+        meter.add(Reading(busy=1.0, throttled=0.0), float(t))
+
+    assert meter.totals().throttled_fraction == 0.0
+    assert meter.totals().sm_clock_mhz is None
+    assert Totals().throttled_fraction is None
+
+
+def test_totals_of_before_the_clock_was_read_load_as_unknown():
+    old = {"training_seconds": 7.0, "observed_seconds": 6.0, "readings": 6}
+
+    totals = Totals(**old) + Totals(sm_clock_mhz_seconds=3000.0, sm_clock_known_seconds=2.0)
+    assert totals.sm_clock_mhz == 1500
+    assert totals.throttled_fraction is None
 
 
 def test_validation_is_not_charged_even_if_its_boundary_readings_come_late():
@@ -190,6 +237,7 @@ def test_a_gap_in_power_is_not_filled_in():
     [
         (lambda t: 300.0 * min(t, 10), "stood still"),
         (lambda t: 300.0 * t if t <= 10 else 300.0 * (t - 10), "ran backwards"),
+        (lambda t: 300.0 * t % 3300, "ran backwards"),  # it wraps
         (lambda t: 300.0 * t if t <= 10 else 2.0**61, "leapt"),
     ],
 )

@@ -121,6 +121,21 @@ def test_totals_after_pause_include_the_reading_at_the_boundary(started):
     assert probe.reads == 4
 
 
+def test_a_machine_that_sleeps_shows_as_a_gap_and_its_devices_are_read_on(started):
+    """The clock goes on while nobody reads: training time grows, and what is known does not."""
+    clock, probe = Clock(), FakeProbe()
+    sampler = started(probe, now=clock, interval=3600.0)  # four of them are a gap
+    before = train(sampler, clock, 3600)
+    train(sampler, clock, 8 * 3600)
+    after = train(sampler, clock, 3600)
+
+    assert before.coverage == 1
+    assert after.training_seconds == 10 * 3600
+    assert after.observed_seconds == after.busy_known_seconds == 2 * 3600
+    assert after.busy_fraction == 1
+    assert sampler.messages() == []
+
+
 def test_nothing_is_read_before_training_or_while_it_is_paused(started):
     probe = FakeProbe()
     sampler = started(probe, interval=1e-4)
@@ -301,6 +316,28 @@ def test_a_sampler_pickles_before_start_and_works_after():
     assert totals.coverage is not None
 
 
+def test_in_a_spawned_process_a_sampler_begins_at_zero_and_reads():
+    """It gets there by pickle, before it was started, as launchers send it."""
+    probe = SilentProbe(DEVICE, "a made-up GPU")
+    program = (
+        "import pickle, sys\n"
+        "s = pickle.load(sys.stdin.buffer)\n"
+        "s.resume(); assert s.totals().readings == 0\n"
+        "s.start(); s.resume(); s.totals(20); s.pause()\n"
+        "t = s.totals(20); s.stop(20)\n"
+        "print(t.readings, t.training_seconds > 0, s.reasons()['GPU-1']['busy'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        input=pickle.dumps(Sampler([probe], interval=3600.0)),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == (b"2 True a made-up GPU\n", b"")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_in_a_forked_child_calls_do_nothing_and_do_not_hang(started):
     clock = Clock()
@@ -361,11 +398,12 @@ def test_a_silent_probe_counts_time_and_says_why_it_knows_no_more(started):
     assert sampler.reasons()["GPU-1"] == {f.name: "no NVML here" for f in fields(Reading)}
 
 
-@pytest.mark.parametrize("module", ["hardware", "meter", "sampler", "cpu", "nvml", "peaks"])
+@pytest.mark.parametrize("module", ["hardware", "meter", "sampler", "cpu", "nvml", "amd", "peaks"])
 def test_the_hardware_modules_import_neither_torch_nor_a_vendor(module):
     program = (
         f"import sys, lightning_lscore.{module}\n"
-        "print([m for m in ('torch', 'lightning', 'pynvml', 'numpy') if m in sys.modules])"
+        "heavy = ('torch', 'lightning', 'pynvml', 'amdsmi', 'numpy')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
