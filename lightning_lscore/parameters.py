@@ -39,7 +39,12 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     """
     trainable = total = 0
     for parameter in module.parameters():
-        size = int(getattr(parameter, "ds_numel", parameter.numel()))
-        total += size
-        trainable += size if parameter.requires_grad else 0
+        n = size(parameter)
+        total += n
+        trainable += n if parameter.requires_grad else 0
     return ParameterCount(trainable, total)
+
+
+def size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, over all of its shards."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

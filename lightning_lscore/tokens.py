@@ -64,7 +64,7 @@ class TokenCounter:
     """Counts the training tokens and sequences of this process, padding apart.
 
     It never makes the host wait for the device: a mask that lies on a GPU is summed there, and the
-    sum is fetched when ``total`` is read.
+    sum is fetched when ``total`` or ``by_length`` is read.
 
     Args:
         function: batch -> tokens in it, for batches whose tokens cannot be found.
@@ -72,8 +72,8 @@ class TokenCounter:
 
     def __init__(self, function: Callable[[Any], int] | None = None) -> None:
         self._function = function
-        self._host = 0
-        self._device: Tensor | None = None
+        self._host: dict[int, int] = {}  # tokens, by the length of their sequences
+        self._device: dict[int, Tensor] = {}
         self.samples = 0
         self.batches = 0
         self.uncounted = 0
@@ -82,25 +82,39 @@ class TokenCounter:
     def add(self, batch: Any) -> None:
         """Counts one batch."""
         self.batches += 1
-        tokens = find_tokens(batch)
+        tokens, length = find_tokens(batch), 0
         if tokens is not None:
-            self.samples += tokens.shape[0] if tokens.ndim else 1
+            shape = tokens.shape or (1,)
+            self.samples += shape[0]
+            length = shape[-1]
         if self._function is not None:
-            self._host += int(self._function(batch))
+            n = int(self._function(batch))
         elif tokens is None:
             self.uncounted += 1
+            return
         elif (mask := find_mask(batch, tokens)) is None:
-            self._host += tokens.numel()
+            n = tokens.numel()
         elif mask.device.type == "cpu":
-            self._host += int(mask.sum())
+            n = int(mask.sum())
         else:
             total = mask.sum(dtype=torch.int64)
-            self._device = total if self._device is None else self._device.add_(total)
+            sum_before = self._device.get(length)
+            self._device[length] = total if sum_before is None else sum_before.add_(total)
+            return
+        self._host[length] = self._host.get(length, 0) + n
+
+    @property
+    def by_length(self) -> Mapping[int, int]:
+        """Tokens so far by the length of their sequences in tokens, with padding; 0: not known.
+
+        Waits for the device if masks are summed there.
+        """
+        for length, total in self._device.items():
+            self._host[length] = self._host.get(length, 0) + int(total)
+        self._device.clear()
+        return self._host
 
     @property
     def total(self) -> int:
         """Tokens so far. Waits for the device if masks are summed there."""
-        if self._device is not None:
-            self._host += int(self._device)
-            self._device = None
-        return self._host
+        return sum(self.by_length.values())

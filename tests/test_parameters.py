@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lscore.parameters import ParameterCount, count_parameters
+from lightning_lscore.parameters import ParameterCount, count_parameters, size
 
 
 def model():
@@ -43,6 +43,14 @@ def test_tensors_that_zero3_emptied_count_by_their_real_size(frozen):
     module.weight = nn.Parameter(torch.empty(0), requires_grad=not frozen)
     module.weight.ds_numel = 1000
     assert count_parameters(module) == ParameterCount(trainable=0 if frozen else 1000, total=1000)
+
+
+def test_a_parameter_has_its_real_size():
+    """Also where DeepSpeed has emptied it."""
+    parameter = nn.Parameter(torch.empty(3, 4))
+    assert size(parameter) == 12
+    parameter.ds_numel = 1000
+    assert size(parameter) == 1000
 
 
 def test_parameters_without_storage_count():

@@ -147,6 +147,35 @@ def test_a_function_counts_what_cannot_be_found():
     assert counter.samples == 3
 
 
+LENGTHS_OF = {
+    "a row of each length": ([{"input_ids": IDS}, {"input_ids": OTHER}], {4: 12, 6: 30}),
+    "of the same length": ([{"input_ids": IDS}] * 3, {4: 36}),
+    "padding apart": ([{"input_ids": IDS, "attention_mask": MASK}, (IDS, FLOATS)], {4: 19}),
+    "one packed row": ([LENGTHS], {3: 3}),
+    "several texts a sample": ([torch.zeros(2, 5, 7, dtype=torch.int64)], {7: 70}),
+    "a single token": ([torch.tensor(3)], {1: 1}),
+    "none found": ([FLOATS], {}),
+}
+
+
+@pytest.mark.parametrize(("batches", "expected"), LENGTHS_OF.values(), ids=LENGTHS_OF)
+def test_tokens_are_counted_by_the_length_of_their_sequences(batches, expected):
+    """Attention's arithmetic grows with it."""
+    counter = TokenCounter()
+    for batch in batches:
+        counter.add(batch)
+    assert counter.by_length == expected
+    assert counter.total == sum(expected.values())
+
+
+def test_a_function_counts_tokens_in_sequences_of_a_length_that_is_found():
+    """And of length 0, not known, where the batch has no tensor of tokens."""
+    counter = TokenCounter(lambda batch: 7)
+    for batch in ({"input_ids": IDS}, FLOATS, FLOATS):
+        counter.add(batch)
+    assert counter.by_length == {4: 7, 0: 14}
+
+
 class OnAnotherDevice(torch.Tensor):
     """A CPU tensor that says it lies on a GPU, and counts how often it is fetched."""
 
@@ -172,5 +201,16 @@ def test_a_mask_on_a_gpu_is_fetched_only_when_the_total_is_read(monkeypatch):
     assert OnAnotherDevice.fetched == 1
     counter.add({"input_ids": IDS})
     counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
-    assert counter.total == 21 + 12 + 7
+    assert counter.by_length == {4: 21 + 12 + 7}
     assert int(MASK.sum()) == 7
+
+
+def test_masks_on_a_gpu_are_summed_by_length(monkeypatch):
+    """One number is fetched for each length."""
+    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    counter = TokenCounter()
+    for ids in (IDS, IDS[:, :2], IDS):
+        mask = torch.ones_like(ids).as_subclass(OnAnotherDevice)
+        counter.add({"input_ids": ids, "attention_mask": mask})
+    assert counter.by_length == {4: 24, 2: 6}
+    assert OnAnotherDevice.fetched == 2
