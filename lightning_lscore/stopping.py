@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from .both import Callback
 from .callback import LScore
 from .measurements import exp
 from .patience import Patience, Verdict, ln_price
@@ -21,7 +22,7 @@ from .schedule import learning_rates, planned_batches
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 
 
-class CostEarlyStopping(EarlyStopping):
+class CostEarlyStopping(EarlyStopping, Callback):
     """Stops a run when more spending no longer buys enough perplexity.
 
     Lightning's ``EarlyStopping`` on the L of an :class:`LScore` callback of the same Trainer, in
