@@ -17,14 +17,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         for text in options.run(options):
-            print(text, flush=True)
+            print(printable(text), flush=True)
         return 0
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"lscore {options.command}: error: {error}", file=sys.stderr)
+        print(printable(f"lscore {options.command}: error: {error}"), file=sys.stderr)
         return 2
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: a record may come from anybody."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -154,7 +154,8 @@ def transformers_language_models(module: nn.Module) -> list[nn.Module]:
 
     If transformers was never imported there are none, so it is not imported here either.
     """
-    transformers = sys.modules.get("transformers")
+    # Not asked of transformers itself, which would import it: whoever has a model has this.
+    transformers = sys.modules.get("transformers.modeling_utils")
     if transformers is None:
         return []
     found: list[nn.Module] = []

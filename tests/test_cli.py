@@ -148,6 +148,18 @@ def test_a_mistake_is_answered_in_a_line(arguments, message, capsys, tmp_path):
     assert message in err.splitlines()[-1]
 
 
+def test_a_record_cannot_steer_the_terminal(capsys, tmp_path):
+    """Neither colours nor a cursor that moves, wherever a text of the record is shown."""
+    hostile = "\x1b[2J\x1b]0;title\x07\r\x9b31m"
+    formula = {**FORMULA.to_dict(), "origin": hostile}
+    r = replace(record(1, 20.0), run=hostile, formula=formula, prediction={"reason": hostile})
+    append_record(tmp_path / RECORD_FILE, r)
+    outputs = [call(capsys, command, tmp_path) for command in ("explain", "compare")]
+    for _, out, err in [*outputs, call(capsys, "explain", tmp_path, "--from", "7")]:
+        assert all(c.isprintable() or c == "\n" for c in out + err)
+        assert "\ufffd" in out or "got 7" in err
+
+
 def test_a_run_without_a_validation_is_refused(capsys, tmp_path):
     (tmp_path / RECORD_FILE).write_text("")
     assert "at least one validation" in call(capsys, "explain", tmp_path)[2]
