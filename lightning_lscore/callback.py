@@ -10,17 +10,20 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .both import Callback
 from .capture import Capture
+from .counted_step import CountedStep
 from .devices import find_devices
 from .evaluation import Evaluation, HeldOut
+from .flops import FlopsModel, flops_of
 from .formula import Formula
 from .measurements import Measurements
 from .own import OwnMeasure, ask, check_measures
@@ -28,10 +31,11 @@ from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
 from .predict import Prediction, Unpredictable
 from .ranks import gather_numbers, gather_objects
-from .records import RECORD_FILE, Record, append_record, versions
+from .records import RECORD_FILE, Record, append_record, records_since, versions
 from .run import Run, measure
 from .schedule import learning_rates, planned_batches, rates_may_change
 from .session import Session
+from .sharded import counts_here, peers
 from .spending import Spending
 from .token_bytes import make_count_bytes
 
@@ -47,7 +51,8 @@ class LScore(Callback):
     they are logged so, and training goes on.
 
     Counters go on when a fit resumes from a checkpoint, and when the same Trainer fits again; a
-    fit that begins at step 0 begins at zero. ``trainer.validate`` alone logs the perplexity.
+    fit that begins at step 0 begins at zero. ``trainer.validate`` alone logs the perplexity. A run
+    that is never validated leaves one line at its end: what it spent, without an L.
 
     Args:
         formula: what L charges for what: a :class:`Formula`, or the path of one saved as JSON.
@@ -59,6 +64,9 @@ class LScore(Callback):
         labels_are_shifted: whether label t is already the token after input t. Default: read off
             the batch; where that is not possible, labels are taken to be a copy of the input, as
             transformers models expect them, with a warning.
+        from_loss: where no logits are found, take the mean loss that validation_step returns for
+            the mean NLL of the labels. Wrong if the loss holds anything else: auxiliary terms,
+            label smoothing.
         count_tokens: function batch -> training tokens in it, for batches without a tensor of
             token numbers.
         count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or
@@ -69,6 +77,9 @@ class LScore(Callback):
             ``lscore/<name>``, and charged for by ``Factor(name, reference=..., own=True)``. What
             rank 0 says counts.
         price_per_device_hour: what one device costs, for the measure ``cost``.
+        flops_per_token: FLOP that the model needs for a training token, forward and backward;
+            "count": counted in the first batch of each fit. Default: estimated from the model's
+            structure, see :func:`~lightning_lscore.flops.flops_of`.
         ignore_index: label of the positions that are not counted.
         sample_interval: seconds between readings of the hardware.
         prefix: put before every key and the record's file name, so that two LScore callbacks with
@@ -86,10 +97,12 @@ class LScore(Callback):
         *,
         logits_and_labels: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None,
         labels_are_shifted: bool | None = None,
+        from_loss: bool = False,
         count_tokens: Callable[[Any], int] | None = None,
         count_bytes: Any = None,
         measures: Mapping[str, OwnMeasure] | None = None,
         price_per_device_hour: float | None = None,
+        flops_per_token: float | Literal["count"] | None = None,
         ignore_index: int = -100,
         sample_interval: float = 1.0,
         prefix: str = "",
@@ -108,6 +121,12 @@ class LScore(Callback):
         check_measures(self._own, formula)
         self._count_bytes = None if count_bytes is None else make_count_bytes(count_bytes)
         self._price = price_per_device_hour
+        self._given_flops = self._counted_step = None
+        if flops_per_token == "count":
+            self._counted_step = CountedStep()
+        elif flops_per_token is not None:
+            self._given_flops = FlopsModel.given(flops_per_token)
+        self._unsharded_flops = FlopsModel(per_token=0, convention="nothing")
         self.formula = formula
         self.prefix = prefix
         # Made once: Lightning asks for it at every hook of every step, for its profiler.
@@ -117,7 +136,7 @@ class LScore(Callback):
         self._count_tokens = count_tokens
         self._ignore_index = ignore_index
         self._sample_interval = sample_interval
-        self._capture = Capture(logits_and_labels, labels_are_shifted, ignore_index)
+        self._capture = Capture(logits_and_labels, labels_are_shifted, ignore_index, from_loss)
         self._held_out: list[HeldOut] = []  # one for each validation loader
         self._loaders: list[Any] = []
 
@@ -140,16 +159,25 @@ class LScore(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = stage
         self._unsharded = count_parameters(pl_module)
+        self._unsharded_flops = flops_of(pl_module)
         if trainer.world_size > 1:
             # The advice to average over the ranks: what LScore logs is the same on all of them.
             mine = re.escape(self.prefix) + "(L|perplexity|f_[DAH]|lscore/)"
             warnings.filterwarnings("ignore", rf"It is recommended to use `self.log\('{mine}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._warned.clear()
+        self._record_path = self._find_record_path(trainer)
         if self._restored is not None:
             self._run = self._resumed(self._restored)
+            self._count_what_was_lost(trainer)
         elif trainer.global_step == 0:
             self._run = Run(formula=self.formula)
+        elif not self._run.spent.batches:
+            self._warn_once(
+                f"was not part of the run before step {trainer.global_step}: what was spent until "
+                "then is in none of its measures, and L charges too little."
+            )
         self._restored = None
         if self._run.planned_batches is None and self._run.formula is None:
             self._run.planned_batches = planned_batches(trainer)
@@ -157,8 +185,6 @@ class LScore(Callback):
         # EarlyStopping then looks for a value that nothing has logged.
         for key, value in self._run.logged.items():
             trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
-        self._record_path = self._find_record_path(trainer)
-        self._warned.clear()
         self._rates = None
 
         devices = find_devices(
@@ -170,16 +196,29 @@ class LScore(Callback):
             interval=self._sample_interval,
         )
         # After an earlier fit ranks may differ in what they think the others spent; L must not.
-        self._run.spent = gather_objects(self._run.spent)[0]
+        # And rank 0 alone reads what was lost.
+        self._run.spent, self._run.lost_device_hours = gather_objects(
+            (self._run.spent, self._run.lost_device_hours)
+        )[0]
+        mesh = pl_module.device_mesh  # None without ModelParallelStrategy
         self._session = Session(
             devices,
             before=self._run.spent,
-            ranks=trainer.world_size,
-            flops_per_token=self._parameters(pl_module).flops_per_token,
+            ranks=trainer.world_size // peers(mesh),
+            counts=counts_here(mesh, None),
+            batches_per_epoch=trainer.num_training_batches,
+            flops=self._flops(pl_module),
             count_tokens=self._count_tokens,
             price_per_device_hour=self._price,
         )
         self._session.resume()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        session, step = self._session, self._counted_step
+        if session is not None and step is not None and not session.tokens.batches:
+            step.start()
 
     def on_train_batch_end(
         self,
@@ -191,10 +230,19 @@ class LScore(Callback):
     ) -> None:
         if self._session is not None:
             self._session.tokens.add(batch)
+            if self._counted_step is not None and self._session.tokens.batches == 1:
+                self._counted_step.stop()
+                tokens = self._session.tokens.by_length
+                self._session.flops = self._counted_step.flops_model(tokens, self._session.flops)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is not None:
             self._session.pause()
+            if not self._run.logged and self._session.tokens.batches:
+                # The run was never validated: what it spent would be known to nobody.
+                self._held_out = []
+                _, own = self._ask_all_ranks(trainer, pl_module)
+                self._write(trainer, self._record(trainer, pl_module, None, own, self._session))
         self._stop()
 
     def on_exception(
@@ -207,6 +255,8 @@ class LScore(Callback):
 
     def _stop(self) -> None:
         self._capture.detach()
+        if self._counted_step is not None:
+            self._counted_step.stop()
         session, self._session = self._session, None
         if session is not None:
             session.stop()
@@ -291,7 +341,7 @@ class LScore(Callback):
         own = {name: ask(name, f, trainer, pl_module) for name, f in self._own.items()}
         held_out = [numbers for h in self._held_out for numbers in h.numbers()]
         mine = self._session.share() if self._session is not None else Spending()
-        spent = mine.to_dict()
+        spent = (mine if self._session is None else self._session.added(mine)).to_dict()
         numbers = [*held_out, *own.values(), *spent.values()]
         ranks = gather_numbers(numbers, trainer.strategy.root_device)
         n, m = len(held_out), len(held_out) + len(own)
@@ -301,14 +351,15 @@ class LScore(Callback):
         width = len(HeldOut.NUMBERS)
         loaders = [[r[i : i + width] for i in range(0, n, width)] for r in ranks]
         with_bytes = self._count_bytes is not None
-        evaluation = Evaluation.over_ranks(loaders, self._capture.source, with_bytes=with_bytes)
+        source = self._capture.source or "by the other ranks, since this one had no held-out data"
+        evaluation = Evaluation.over_ranks(loaders, source, with_bytes=with_bytes)
         return evaluation, dict(zip(own, ranks[0][n:m], strict=True))
 
     def _record(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         own: Mapping[str, float],
         session: Session,
     ) -> Record:
@@ -318,21 +369,23 @@ class LScore(Callback):
             evaluation,
             run.spent,
             parameters,
+            flops=session.flops.convention,
             steps=trainer.global_step,
-            epochs=run.spent.batches / batches if 0 < batches < math.inf else None,
+            epochs=run.spent.epochs if 0 < batches < math.inf else None,
             devices=session.devices.described,
             reasons=session.reasons(),
             own=own,
         )
         formula = run.settle_formula(parameters)
         measurements = run.with_history(measurements)
-        if run.fingerprints not in ((), evaluation.fingerprints):
+        fingerprints = run.fingerprints if evaluation is None else evaluation.fingerprints
+        if run.fingerprints not in ((), fingerprints):
             self._warn_once(
                 "counted other held-out tokens than at the validation before, so that the two L do "
                 "not compare. Evaluate on the same part of the same set each time: without "
                 "shuffling, and with the same limit_val_batches."
             )
-        run.fingerprints = evaluation.fingerprints
+        run.fingerprints = fingerprints
         self.last_record = Record(
             run=run.id,
             batch=run.spent.batches,
@@ -342,7 +395,8 @@ class LScore(Callback):
             measurements=measurements,
             score=formula.score(measurements),
             formula=formula.to_dict(),
-            evaluation=evaluation.to_dict(),
+            evaluation={} if evaluation is None else evaluation.to_dict(),
+            lost_device_hours=run.lost_device_hours,
             prediction=asdict(self._predict(trainer, measurements)),
             devices=session.devices.described,
             versions=versions(),
@@ -417,12 +471,30 @@ class LScore(Callback):
             )
         return run
 
+    def _count_what_was_lost(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or self._record_path is None:
+            return
+        run = self._run
+        try:
+            run.go_on_after(records_since(self._record_path, run.id, run.spent.batches))
+        except (OSError, ValueError) as error:
+            self._warn_once(
+                f"cannot tell from {self._record_path} what the run lost since its checkpoint "
+                f"({error}); training goes on. Check the file: it may be another program's."
+            )
+
     # ------------------------------------------------------------------ small things
 
     def _parameters(self, pl_module: LightningModule) -> ParameterCount:
         # A strategy that shards leaves each process a part; the whole was counted before.
         now = count_parameters(pl_module)
         return max(now, self._unsharded, key=lambda count: count.total)
+
+    def _flops(self, pl_module: LightningModule) -> FlopsModel:
+        if self._given_flops is not None:
+            return self._given_flops
+        whole = count_parameters(pl_module).total >= self._unsharded.total
+        return flops_of(pl_module) if whole else self._unsharded_flops
 
     def _find_record_path(self, trainer: Trainer) -> str | None:
         directory = trainer.log_dir  # asks the other ranks, so all must ask

@@ -108,6 +108,12 @@ class Measurements:
     gpu_busy_fraction: float | None = _measure(
         "", "share of the training time in which the device (GPU, or the CPU's cores) was busy"
     )
+    gpu_sm_clock_mhz: float | None = _measure(
+        "MHz", "mean clock of the GPU's compute units over the training time, idle moments included"
+    )
+    gpu_throttled_fraction: float | None = _measure(
+        "", "share of the training time in which power, heat or a fault held the GPU's clocks down"
+    )
     gpu_memory_peak_gib: float | None = _measure("GiB", "largest memory in use on one device")
     power_watts: float | None = _measure("W", "mean power of the devices together, in training")
     energy_kwh: float | None = _measure("kWh", "energy of the devices, in training", grows=True)

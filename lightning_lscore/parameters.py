@@ -1,12 +1,10 @@
-"""Parameter counts of plain and sharded models, and the arithmetic that they imply."""
+"""Parameter counts of plain and sharded models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import nn
-
-from .formula import FLOPS_PER_PARAMETER
 
 
 @dataclass(frozen=True)
@@ -15,19 +13,6 @@ class ParameterCount:
 
     trainable: int
     total: int
-
-    @property
-    def flops_per_token(self) -> float:
-        """Training FLOP per token: 6 per trainable parameter, 4 per frozen one.
-
-        A frozen weight needs the forward product and the one that passes the gradient on, but no
-        gradient of its own (2 + 2 of the 2 + 2 + 2 of Kaplan et al. 2020). Attention's products of
-        activations are not counted.
-        """
-        return FLOPS_PER_PARAMETER * self.trainable + 4.0 * (self.total - self.trainable)
-
-
-FLOPS_CONVENTION = "6 FLOP per trainable parameter and token, 4 per frozen one; attention apart"
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:

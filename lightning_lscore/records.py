@@ -11,8 +11,9 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -23,6 +24,7 @@ from .predict import Prediction
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
+SEARCHED_BYTES = 2**26  # of a file's end, for the newest line of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,10 @@ class Record:
     """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """What T was measured on, see ``Evaluation.to_dict``."""
+    lost_device_hours: float = 0.0
+    """Spent in training that was thrown away, where the run went on from an earlier checkpoint; in
+    no measure above. At least so much: nobody wrote down what passed between the last validation
+    before a crash and the crash."""
     prediction: Mapping[str, Any] = field(default_factory=dict)
     """The best L expected, see ``predict.Prediction``; or ``reason``, why nothing is expected."""
     devices: tuple[Mapping[str, Any], ...] = ()
@@ -97,6 +103,7 @@ class Record:
             },
             "formula": dict(self.formula),
             "evaluation": dict(self.evaluation),
+            "lost_device_hours": self.lost_device_hours,
             "prediction": dict(self.prediction),
             "devices": [dict(d) for d in self.devices],
             "versions": dict(self.versions),
@@ -105,7 +112,9 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """The inverse of :meth:`to_json`. Measures of a later version are passed over.
+        """The inverse of :meth:`to_json`, also of lines that have less, as early ones do.
+
+        Measures of a later version are passed over.
 
         Raises:
             ValueError: if the line is not a record of a known schema.
@@ -124,9 +133,9 @@ class Record:
                 time=str(data["time"]),
                 measurements=Measurements.of(
                     measured,
-                    level=_part(data["level"], "level"),
-                    own=dict(data["own"]),
-                    provenance=dict(data["provenance"]),
+                    level=_part(data.get("level"), "level"),
+                    own=dict(data.get("own", {})),
+                    provenance=_interned(dict(data["provenance"])),
                 ),
                 score=Score(
                     **{k: _part(score[k], k) for k in ("perplexity", "f_D", "f_A", "f_H")},
@@ -134,7 +143,8 @@ class Record:
                 ),
                 formula=dict(data["formula"]),
                 evaluation=dict(data["evaluation"]),
-                prediction=_prediction(data["prediction"]),
+                lost_device_hours=_hours(data.get("lost_device_hours", 0.0)),
+                prediction=_prediction(data.get("prediction", {})),
                 devices=tuple(dict(d) for d in data["devices"]),
                 versions=dict(data["versions"]),
             )
@@ -191,8 +201,9 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
             f"no record at {path}: expected the {RECORD_FILE} that LScore writes into the run's "
             "log directory, or the folder that holds it."
         )
-    records: list[Record] = []
-    newest: dict[str, int] = {}  # batch of each run's last line
+    records: list[Record | None] = []
+    kept: dict[str, list[tuple[int, int]]] = {}  # of each run's lines, the batch and the place
+    before = None
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
@@ -201,11 +212,13 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
                 record = Record.from_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-            if record.batch <= newest.get(record.run, -1):
-                records = [r for r in records if r.run != record.run or r.batch < record.batch]
-            newest[record.run] = record.batch
+            record = before = _sharing(record, before)
+            mine = kept.setdefault(record.run, [])
+            while mine and mine[-1][0] >= record.batch:  # each is taken out once: linear in all
+                records[mine.pop()[1]] = None
+            mine.append((record.batch, len(records)))
             records.append(record)
-    return records
+    return [r for r in records if r is not None]
 
 
 def read_run(path: str | os.PathLike[str]) -> list[Record]:
@@ -218,6 +231,56 @@ def read_run(path: str | os.PathLike[str]) -> list[Record]:
     if not records:
         raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
     return [r for r in records if r.run == records[-1].run]
+
+
+def _sharing(record: Record, before: Record | None) -> Record:
+    """The record, with what equals the one before held once: most of a long file's memory."""
+    names = ("run", "formula", "evaluation", "devices", "versions")
+    same = {n: getattr(before, n) for n in names if getattr(record, n) == getattr(before, n, None)}
+    return replace(record, **same)
+
+
+def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:
+    """One run's lines from the newest back to the first that was written at ``batch`` or before.
+
+    They are looked for from the end of the file, so that a long one takes no longer than a short
+    one; at most ``SEARCHED_BYTES`` are read.
+
+    Args:
+        path: a record file.
+        run: the run's identifier.
+        batch: of a checkpoint, say.
+
+    Returns:
+        Newest first; empty if there is no such file, or no such line.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the last line, or one that names the run, is not a record.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return []
+    name = json.dumps(run).encode()
+    with file:
+        end, size = file.seek(0, os.SEEK_END), 2**14
+        while True:
+            size = min(4 * size, SEARCHED_BYTES, end)
+            file.seek(end - size)
+            lines = file.read(size).split(b"\n")[:-1]  # the last part is a torn line, or empty
+            if size < end:
+                del lines[:1]  # its beginning is further ahead
+            found: list[Record] = []
+            for i, line in enumerate(reversed(lines)):
+                if i == 0 or name in line:
+                    record = Record.from_json(line.decode(errors="replace"))
+                    if record.run == run:
+                        found.append(record)
+                        if record.batch <= batch:
+                            return found
+            if size in (SEARCHED_BYTES, end):
+                return found
 
 
 def _cut_torn_line(file: Any) -> None:
@@ -255,6 +318,18 @@ def _part(value: Any, name: str) -> float | None:
     if number is not None and as_number(number) is None:
         raise ValueError(f"score.{name}: expected a number or null, got {short(value)}")
     return as_number(number)
+
+
+def _interned(words: dict[str, Any]) -> dict[str, Any]:
+    # Each line repeats the same words: a long file would hold them a million times.
+    return {sys.intern(k): sys.intern(v) if type(v) is str else v for k, v in words.items()}
+
+
+def _hours(value: Any) -> float:
+    hours = as_number(value)
+    if hours is None or not 0 <= hours < math.inf:
+        raise ValueError(f"lost_device_hours: expected a number >= 0, got {short(value)}")
+    return hours
 
 
 def _prediction(data: Any) -> dict[str, Any]:

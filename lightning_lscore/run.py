@@ -15,14 +15,18 @@ from .evaluation import Evaluation
 from .formula import Formula
 from .level import first_reached
 from .measurements import MEASURES, Measurements
-from .parameters import FLOPS_CONVENTION, ParameterCount
+from .parameters import ParameterCount
 from .patience import ln_price
 from .predict import Prediction, Unpredictable, predict
+from .records import Record
 from .spending import Spending
 
 SCHEMA = 1
 CURVE_POINTS = 512  # of a curve in a checkpoint; a prediction asks for fewer
 JOULES_PER_KWH = 3.6e6
+NO_VALIDATION = (
+    "no validation ran; give the Trainer's fit val_dataloaders, and one that comes in time"
+)
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Run:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     spent: Spending = field(default_factory=Spending)
     """By all ranks, at the last time that they were asked, in this process and those before."""
+    lost_device_hours: float = 0.0
+    """Spent in training that was thrown away, see ``Record``; no part of ``spent``."""
     planned_batches: float | None = None
     """Micro-batches that the first fit was set to process on each rank; None: no finite plan."""
     formula: Formula | None = None
@@ -136,6 +142,25 @@ class Run:
             planned=planned_batches,
         )
 
+    def go_on_after(self, written: Sequence[Record]) -> None:
+        """Counts as lost what was spent after the checkpoint that the run goes on from.
+
+        Args:
+            written: the run's lines since then, see ``records_since``. What was spent after the
+                newest is not known, so that the loss is a lower bound.
+        """
+        if not written:
+            return
+        newest, oldest = written[0], written[-1]
+        if oldest.batch == self.spent.batches:
+            # The checkpoint was saved before the validation of the same batch, which stays in the
+            # record: so does the time until then, or a later validation would have spent less.
+            self.spent = self.spent.at_least(oldest.measurements)
+        again = (newest.measurements.device_hours or 0.0) - self.spent.device_seconds / 3600
+        # A checkpoint newer than the newest line knows of losses that the line does not.
+        lost = newest.lost_device_hours + max(0.0, again)
+        self.lost_device_hours = max(self.lost_device_hours, lost)
+
     # ------------------------------------------------------------------ checkpoint
 
     def to_dict(self, spent: Spending) -> dict[str, Any]:
@@ -148,6 +173,7 @@ class Run:
             "schema": SCHEMA,
             "run": self.id,
             "spent": spent.to_dict(),
+            "lost_device_hours": self.lost_device_hours,
             "planned_batches": self.planned_batches,
             "formula": None if self.formula is None else self.formula.to_dict(),
             "logged": dict(self.logged),
@@ -168,15 +194,23 @@ class Run:
             given: the user's formula, which counts before the one in the checkpoint.
 
         Raises:
-            ValueError: if the state is of another schema, or its formula holds a function and
-                ``given`` is None.
+            ValueError: if the state is of another schema or incomplete, or its formula holds a
+                function and ``given`` is None.
         """
         if state.get("schema") != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, got {state.get('schema')!r}")
+        required = {"run", "spent", "planned_batches", "formula", "logged"}
+        if not required <= state.keys():
+            lacking = ", ".join(sorted(required - state.keys()))
+            raise ValueError(
+                f"expected the state that LScore saves, got one without {lacking}. Was the "
+                "checkpoint edited? Without LScore's state, the run is counted from here on."
+            )
         saved = state["formula"]
         run = cls(
             id=state["run"],
             spent=Spending.from_dict(state["spent"]),
+            lost_device_hours=state.get("lost_device_hours", 0.0),
             planned_batches=state["planned_batches"],
             formula=given if given is not None or saved is None else Formula.from_dict(saved),
             logged=dict(state["logged"]),
@@ -192,10 +226,11 @@ class Run:
 
 
 def measure(
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     spent: Spending,
     parameters: ParameterCount,
     *,
+    flops: str,
     steps: int,
     epochs: float | None,
     devices: Sequence[Mapping[str, Any]],
@@ -205,9 +240,10 @@ def measure(
     """One validation's measurements, each with where it came from.
 
     Args:
-        evaluation: over all ranks.
+        evaluation: over all ranks; None if no validation ran.
         spent: over all ranks, since the run began.
         parameters: of the whole model.
+        flops: how those in ``spent`` were found, see ``FlopsModel.convention``.
         steps: optimiser steps since the run began.
         epochs: passes over the training set, None if it has no length.
         devices: what the run computes on.
@@ -221,7 +257,9 @@ def measure(
     watts = hardware.power_watts
     peaks = " + ".join(dict.fromkeys(str(d["peak_source"]) for d in devices))
 
-    held_out = evaluation.provenance()
+    no_validation = NO_VALIDATION if evaluation is None else ""
+    held_out = "" if evaluation is None else evaluation.provenance()
+    bits_per_byte = None if evaluation is None else evaluation.bits_per_byte
     clock = "measured: monotonic clock, validation excluded"
     sampled = f"measured: sampled over {_share(hardware.observed_seconds, spent)}"
     energy = "measured: energy counter" if hardware.energy_is_counter else "estimated: from power"
@@ -230,25 +268,28 @@ def measure(
         f"no integer tensor in {spent.uncounted_batches} training batch(es); give "
         "LScore(count_tokens=function)"
     )
-    no_bytes = "the bytes of the held-out text are not known; say LScore(count_bytes=tokenizer)"
+    no_bytes = (
+        no_validation
+        or "the bytes of the held-out text are not known; say LScore(count_bytes=tokenizer)"
+    )
     no_reading = "no reading yet"
     no_energy = reasons.get("energy_joules", no_reading)
 
     # measure: value, how it was obtained, why it is missing if it is None
     found: dict[str, tuple[Any, str, str]] = {
-        "perplexity": (evaluation.perplexity, held_out, ""),
-        "nll": (evaluation.nll, held_out, ""),
-        "validation_tokens": (evaluation.total_tokens, held_out, ""),
-        "bits_per_byte": (evaluation.bits_per_byte, held_out, no_bytes),
+        "perplexity": (evaluation and evaluation.perplexity, held_out, no_validation),
+        "nll": (evaluation and evaluation.nll, held_out, no_validation),
+        "validation_tokens": (evaluation and evaluation.total_tokens, held_out, no_validation),
+        "bits_per_byte": (bits_per_byte, held_out, no_bytes),
         "nominal_perplexity": (None, held_out, no_bytes),
         "tokens": (tokens, "measured: counted in the batches", no_tokens),
         "samples": (None if tokens is None else spent.samples, "measured: counted", no_tokens),
         "steps": (steps, "measured: the Trainer's global_step", ""),
         "epochs": (epochs, "measured: batches / batches an epoch", "the data has no length"),
-        "model_flops": (model_flops, f"estimated: {FLOPS_CONVENTION}", no_tokens),
+        "model_flops": (model_flops, f"estimated: {flops}", no_tokens),
         "trainable_parameters": (parameters.trainable, "measured: counted", ""),
         "total_parameters": (parameters.total, "measured: counted", ""),
-        "flops_per_token": (parameters.flops_per_token, f"estimated: {FLOPS_CONVENTION}", ""),
+        "flops_per_token": (_ratio(model_flops, tokens), f"estimated: {flops}", no_tokens),
         "train_hours": (seconds / 3600, clock, ""),
         "wall_hours": (spent.wall_seconds / 3600, "measured: monotonic clock", ""),
         "device_hours": (spent.device_seconds / 3600, f"{clock}; {n} device(s) now", ""),
@@ -273,6 +314,16 @@ def measure(
             sampled,
             reasons.get("busy", no_reading),
         ),
+        "gpu_sm_clock_mhz": (
+            hardware.sm_clock_mhz,
+            f"measured: sampled over {_share(hardware.sm_clock_known_seconds, spent)}",
+            reasons.get("sm_clock_mhz", no_reading),
+        ),
+        "gpu_throttled_fraction": (
+            hardware.throttled_fraction,
+            f"measured: sampled over {_share(hardware.throttled_known_seconds, spent)}",
+            reasons.get("throttled", no_reading),
+        ),
         "gpu_memory_peak_gib": (
             hardware.memory_peak_bytes / 2**30 or None,
             sampled,
@@ -293,7 +344,7 @@ def measure(
         name: f"unavailable: {why}" if value is None else how
         for name, (value, how, why) in found.items()
     }
-    if evaluation.bits_per_byte is not None:
+    if bits_per_byte is not None:
         provenance["nominal_perplexity"] = held_out
     mine = {name: values.pop(name) for name in [*values] if name not in MEASURES}
     return Measurements(**values, own=mine, provenance=provenance)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .clock import Clock
 from .devices import Devices
+from .flops import FlopsModel
 from .spending import Spending
 from .tokens import TokenCounter
 
@@ -20,8 +23,11 @@ class Session:
     Args:
         devices: of the whole run; their sampler reads those of this process.
         before: what all ranks had spent when the session began.
-        ranks: how many processes train together.
-        flops_per_token: training FLOP that the model needs for a token.
+        ranks: how many processes train together, each on batches of its own.
+        counts: False on a process whose batches another one has as well, and counts: a peer of
+            tensor parallelism.
+        batches_per_epoch: of one rank; infinite if the training set has no length.
+        flops: what the model needs for a token; may be replaced, and counts for all tokens then.
         count_tokens: see :class:`TokenCounter`.
         price_per_device_hour: what one device costs; None: not known.
         now: a monotonic clock, in seconds.
@@ -33,16 +39,20 @@ class Session:
         *,
         before: Spending,
         ranks: int,
-        flops_per_token: float,
+        counts: bool = True,
+        batches_per_epoch: float = math.inf,
+        flops: FlopsModel,
         count_tokens: Callable[[Any], int] | None = None,
         price_per_device_hour: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
         self.tokens = TokenCounter(count_tokens)
+        self.flops = flops
         self._before = before
         self._ranks = ranks
-        self._flops_per_token = flops_per_token
+        self._counts = counts
+        self._batches_per_epoch = max(1, batches_per_epoch)
         self._settled = before  # by all ranks, when they were last asked
         self._share_then = Spending()
         self._price = price_per_device_hour
@@ -77,9 +87,10 @@ class Session:
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
-            model_flops=tokens * self._flops_per_token,
+            model_flops=self.flops.total(self.tokens.by_length),
             batches=self.tokens.batches,
             uncounted_batches=self.tokens.uncounted,
+            epochs=self.tokens.batches / self._batches_per_epoch,
             train_seconds=seconds,
             wall_seconds=self._wall.seconds,
             device_seconds=device_seconds,
@@ -89,8 +100,12 @@ class Session:
             hardware=self.devices.sampler.totals(),
         )
 
+    def added(self, mine: Spending) -> Spending:
+        """What this rank's share adds to the sum over the ranks: each batch counts once."""
+        return mine if self._counts else replace(mine, tokens=0, samples=0, model_flops=0.0)
+
     def settle(self, mine: Spending, shares: Sequence[Spending]) -> Spending:
-        """What all ranks have spent since the run began, from the shares of all of them."""
+        """What all ranks have spent since the run began, from what each of them added."""
         self._share_then = mine
         self._settled = self._before.then(Spending.over_ranks(shares))
         return self._settled

@@ -110,7 +110,12 @@ def counts_here(mesh: Any, part: Part | None) -> bool:
         part: of logits that are a DTensor, which may say more; else None.
     """
     first = part is None or part.is_first
-    named = getattr(mesh, "mesh_dim_names", None) or ()
-    if _TENSOR_PARALLEL not in named or (part is not None and _TENSOR_PARALLEL in part.names):
+    if peers(mesh) == 1 or (part is not None and _TENSOR_PARALLEL in part.names):
         return first
     return first and bool(mesh.get_local_rank(_TENSOR_PARALLEL) == 0)
+
+
+def peers(mesh: Any) -> int:
+    """How many processes compute each batch together, by tensor parallelism on ``mesh``."""
+    named = getattr(mesh, "mesh_dim_names", None) or ()
+    return int(mesh[_TENSOR_PARALLEL].size()) if _TENSOR_PARALLEL in named else 1

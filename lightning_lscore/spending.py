@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from .measurements import Measurements
 from .meter import Totals
 
 
@@ -21,6 +22,8 @@ class Spending:
     """Micro-batches of one rank."""
     uncounted_batches: int = 0
     """Those in which no tokens were found."""
+    epochs: float = 0.0
+    """Passes over the training set; none of those over a set without a length."""
     train_seconds: float = 0.0
     """Wall time, that of the slowest rank."""
     wall_seconds: float = 0.0
@@ -65,6 +68,20 @@ class Spending:
         }
         return self.then(Spending(**more, hardware=Totals(**seen)))
 
+    def at_least(self, measured: Measurements) -> Spending:
+        """This, with no less time than was measured, and no less cost and capacity for it.
+
+        What the samplers saw of that time is left out, so that the coverage shows it.
+        """
+        found = {
+            "train_seconds": 3600 * (measured.train_hours or 0.0),
+            "wall_seconds": 3600 * (measured.wall_hours or 0.0),
+            "device_seconds": 3600 * (measured.device_hours or 0.0),
+            "cost": measured.cost or 0.0,
+            "capacity_flops": measured.capacity_flops or 0.0,
+        }
+        return replace(self, **{k: max(v, getattr(self, k)) for k, v in found.items()})
+
     def _joined(self, other: Spending, join: Callable[[str, Any, Any], Any]) -> Spending:
         plain = {name: join(name, getattr(self, name), getattr(other, name)) for name in _PLAIN}
         return Spending(**plain, hardware=self.hardware + other.hardware)
@@ -85,6 +102,7 @@ class Spending:
 _COMMON = (
     "batches",
     "uncounted_batches",
+    "epochs",
     "train_seconds",
     "wall_seconds",
     "device_seconds",

@@ -401,11 +401,6 @@ def test_padding_is_neither_data_nor_text(trainer):
 
 def test_gradient_accumulation_counts_batches_and_plans_with_them(trainer):
     lscore = LScore()
-    trainer(lscore, accumulate_grad_batches=2, max_steps=2, max_epochs=-1).fit(
-        PlainLM(), loader(32), loader(4)
-    )
-    assert lscore.last_record is None  # two steps are four of the epoch's eight batches
-    lscore = LScore()
     t = trainer(lscore, accumulate_grad_batches=2, max_steps=4, max_epochs=-1, val_check_interval=4)
     t.fit(PlainLM(), loader(32), loader(4))
     m = lscore.last_record.measurements
@@ -654,7 +649,6 @@ def test_batches_without_tokens_make_the_count_missing_not_zero(trainer):
     "options",
     [
         {"fast_dev_run": True},
-        {"limit_val_batches": 0},
         {"limit_val_batches": 0.5},
         {
             "barebones": True,
@@ -694,3 +688,28 @@ def test_it_pickles_before_and_after_a_fit(trainer):
     pickle.loads(pickle.dumps(lscore))
     trainer(lscore).fit(PlainLM(), loader(8), loader(4))
     pickle.loads(pickle.dumps(lscore))
+
+
+@pytest.mark.parametrize(
+    ("given", "per_token", "convention"),
+    [
+        (None, 18720 + 192 * 12, "12 L H Q T for attention"),
+        (1000, 1000, "FLOP per token as given"),
+        ("count", None, "products counted in one step of 48 tokens (sequences of 12)"),
+    ],
+)
+def test_the_flops_of_a_token_are_estimated_given_or_counted(trainer, given, per_token, convention):
+    lscore = LScore(flops_per_token=given)
+    trainer(lscore).fit(HuggingFaceLM(), loader(8), loader(4))
+    m = lscore.last_record.measurements
+    estimate = 18720 + 192 * 12
+    expected = pytest.approx(estimate, rel=0.03) if per_token is None else per_token
+    assert m.flops_per_token == expected
+    assert m.model_flops == pytest.approx(m.tokens * m.flops_per_token)
+    assert convention in m.provenance["model_flops"]
+
+
+@pytest.mark.parametrize("flops", [0, -1, math.nan])
+def test_flops_per_token_must_be_a_number(flops):
+    with pytest.raises(ValueError, match="flops_per_token: expected a number > 0"):
+        LScore(flops_per_token=flops)

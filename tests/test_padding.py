@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_lscore.padding import repeated_samples
@@ -87,6 +88,17 @@ PLAIN = {
 def test_nothing_is_cut_off_without_a_distributed_sampler(loader):
     """Anything that is not known to repeat samples is left as it is."""
     assert [repeated_samples(loader, i) for i in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_sampler_of_ones_own_is_seen_where_lightning_deals_it_out(ranks):
+    """It puts its own DistributedSampler around it; what repeats is in the order of the inner."""
+    kept_by_all = []
+    for rank in range(ranks):
+        sampler = DistributedSamplerWrapper([3, 1, 4, 0, 2], num_replicas=ranks, rank=rank)
+        loader = DataLoader(DATA, batch_size=2, sampler=sampler)
+        kept_by_all += kept(loader)
+    assert sorted(kept_by_all) == [0, 1, 2, 3, 4]
 
 
 def test_a_distributed_sampler_inside_a_batch_sampler_is_seen():

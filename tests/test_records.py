@@ -14,7 +14,13 @@ from lightning_lscore import records
 from lightning_lscore.formula import Factor, Formula
 from lightning_lscore.measurements import Measurements
 from lightning_lscore.predict import Prediction
-from lightning_lscore.records import RECORD_FILE, Record, append_record, read_records
+from lightning_lscore.records import (
+    RECORD_FILE,
+    Record,
+    append_record,
+    read_records,
+    records_since,
+)
 
 FORMULA = Formula(D=Factor("tokens", 1000.0), H=Factor("energy_kwh", 1.0), A=0.5)
 
@@ -38,6 +44,7 @@ def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
         "score": FORMULA.score(measurements),
         "formula": FORMULA.to_dict(),
         "evaluation": {"tokens": [7], "perplexities": [perplexity]},
+        "lost_device_hours": 0.25,
         "prediction": asdict(EXPECTED),
         "devices": ({"key": "GPU-1", "peak_flops": 1e12},),
         "versions": {"torch": "2"},
@@ -185,7 +192,8 @@ def test_a_record_is_scored_again_under_another_formula():
 # ---------------------------------------------------------------- lines that are no records
 
 VALID = json.loads(record().to_json())
-KEYS = [k for k in VALID if k != "schema"]
+LATER = ["level", "own", "lost_device_hours", "prediction"]
+KEYS = [k for k in VALID if k not in ("schema", *LATER)]
 
 
 @pytest.mark.parametrize("key", ["schema", *KEYS])
@@ -193,6 +201,16 @@ def test_a_line_without_one_of_its_keys_is_a_value_error(key):
     """What is missing from a line is an error and not a default."""
     with pytest.raises(ValueError, match=r"not a record|schema"):
         Record.from_json(json.dumps({k: v for k, v in VALID.items() if k != key}))
+
+
+def test_a_line_of_before_is_read():
+    """What was added since starts empty."""
+    old = Record.from_json(json.dumps({k: v for k, v in VALID.items() if k not in LATER}))
+    assert (old.prediction, old.lost_device_hours) == ({}, 0.0)
+    assert (old.measurements.level, old.measurements.own) == (None, {})
+    whole = record()
+    added = {"prediction": whole.prediction, "lost_device_hours": whole.lost_device_hours}
+    assert replace(old, **added) == whole
 
 
 @pytest.mark.parametrize("schema", [0, 2, "1", None, [1]])
@@ -232,6 +250,9 @@ BAD_LINES = {
     "a huge count": record().to_json().replace('"tokens": 100', '"tokens": 1' + "0" * 400),
     "an infinite count": record().to_json().replace('"tokens": 100', '"tokens": 1e999'),
     "an infinite step": record().to_json().replace('"step": 10', '"step": 1e999'),
+    "lost time that is no number": record().to_json().replace("0.25", '"long"'),
+    "lost time below 0": record().to_json().replace("0.25", "-1"),
+    "lost time without an end": record().to_json().replace("0.25", '"Infinity"'),
     "a negative count": record().to_json().replace('"tokens": 100', '"tokens": -1'),
 }
 
@@ -474,6 +495,80 @@ def test_reading_keeps_what_no_later_line_replaces(tmp_path_factory, lines):
         if not any(other == run and later <= n for other, later in lines[i + 1 :])
     ]
     assert ids(read_records(path)) == expected
+
+
+# ---------------------------------------------------------------- since a checkpoint
+
+
+def test_the_lines_since_a_batch_are_those_back_to_it(path):
+    """Newest first; repeats included; of one run, whoever else wrote."""
+    write(path, record(1), record(2), record(3), record(9, "b"), record(3), record(4))
+    write(path, record(9, "b"))
+    assert ids(records_since(path, "a", 3)) == [("a", 4), ("a", 3)]
+    assert ids(records_since(path, "a", 1)) == [("a", n) for n in (4, 3, 3, 2, 1)]
+    assert ids(records_since(path, "a", 0)) == ids(records_since(path, "a", 1))
+    assert records_since(path, "b", 10) == [record(9, "b")]
+    assert records_since(path, "c", 1) == []
+
+
+def test_no_file_has_no_lines_and_a_torn_line_is_none(path):
+    assert records_since(path, "a", 0) == []
+    write(path, record(1), record(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert ids(records_since(path, "a", 9)) == [("a", 1)]
+
+
+def test_a_last_line_that_is_no_record_is_a_value_error(path):
+    """So is one that names the run; what lies further back is nobody's concern."""
+    write(path, record(1))
+    whole = path.read_bytes()
+    path.write_bytes(b"hello\n" + whole)
+    assert records_since(path, "a", 0) == [record(1)]
+    for junk in (b"hello\n", b'"a" and more\n' + record(1, "b").to_json().encode() + b"\n"):
+        path.write_bytes(whole + junk)
+        with pytest.raises(ValueError, match=r"."):
+            records_since(path, "a", 0)
+
+
+def test_of_a_long_file_only_the_end_is_read(path, monkeypatch):
+    """Whatever lies before it: here zeros without an end of line."""
+    path.parent.mkdir()
+    with open(path, "wb") as file:
+        file.truncate(2**31)  # sparse
+        file.seek(2**31)
+        file.write(b"\n")
+    write(path, *(record(n, versions={"torch": "x" * 50_000}) for n in range(1, 8)))
+    assert ids(records_since(path, "a", 2)) == [("a", n) for n in (7, 6, 5, 4, 3, 2)]
+    monkeypatch.setattr(records, "SEARCHED_BYTES", 2**17)
+    assert ids(records_since(path, "a", 2)) == [("a", 7), ("a", 6)]
+
+
+def test_a_repeated_run_of_many_lines_is_read_in_one_pass(path, monkeypatch):
+    """Each line is looked at once when written over and not at each repeat."""
+    path.parent.mkdir()
+    text = "".join(record(n).to_json() + "\n" for n in (*range(200), *[100] * 200))
+    path.write_text(text)
+    asked = []
+    plain = Record.__getattribute__
+
+    def counting(self, name):
+        if name == "batch":
+            asked.append(name)
+        return plain(self, name)
+
+    monkeypatch.setattr(Record, "__getattribute__", counting)
+    assert len(read_records(path)) == 101
+    assert len(asked) < 5 * 400
+
+
+def test_lines_of_one_run_share_what_is_equal(path):
+    """Or a million of them would fill the memory."""
+    write(path, record(1), record(2))
+    a, b = read_records(path)
+    assert a.formula is b.formula
+    assert a.devices is b.devices
+    (how,), (again,) = (r.measurements.provenance.values() for r in (a, b))
+    assert how is again
 
 
 def test_records_are_frozen():

@@ -14,6 +14,7 @@ from lightning_lscore.formula import Factor, Formula, compute_optimal_tokens
 from lightning_lscore.measurements import MEASURES, Measurements
 from lightning_lscore.meter import Totals
 from lightning_lscore.parameters import ParameterCount
+from lightning_lscore.records import Record
 from lightning_lscore.run import CURVE_POINTS, Run, measure
 from lightning_lscore.spending import Spending
 
@@ -23,7 +24,7 @@ EVALUATION = Evaluation((30.0, 50.0), (10, 30), "the output's logits")
 SPENT = Spending(
     tokens=8000,
     samples=80,
-    model_flops=8000.0 * PARAMETERS.flops_per_token,
+    model_flops=8000.0 * 5200,
     batches=20,
     train_seconds=3600.0,
     wall_seconds=5400.0,
@@ -45,6 +46,7 @@ SPENT = Spending(
 
 def measured(evaluation=EVALUATION, spent=SPENT, **changes):
     options = {"steps": 10, "epochs": 0.5, "devices": [DEVICE, DEVICE], "reasons": {}}
+    options["flops"] = "6 FLOP per parameter"
     return measure(evaluation, spent, PARAMETERS, **{**options, **changes})
 
 
@@ -120,7 +122,7 @@ def test_what_is_not_known_is_absent_and_never_zero():
     m = measured(spent=spent, epochs=None, devices=[device])
     absent = ["tokens", "samples", "epochs", "model_flops", "capacity_flops", "tokens_per_second"]
     absent += ["mfu", "gpu_busy_fraction", "gpu_memory_peak_gib", "power_watts", "energy_kwh"]
-    absent += ["bits_per_byte"]
+    absent += ["bits_per_byte", "flops_per_token"]
     assert {name: m.get(name) for name in absent} == dict.fromkeys(absent)
     assert "count_tokens" in m.provenance["tokens"]
     assert "unknown device" in m.provenance["capacity_flops"]
@@ -408,6 +410,7 @@ FORMULAS = st.none() | st.just(H_AND_D) | st.just(Formula(D=0.5, origin="a study
 RUNS = st.builds(
     Run,
     spent=st.builds(Spending, tokens=st.integers(0, 10**15), train_seconds=st.floats(0, 1e9)),
+    lost_device_hours=st.floats(0, 1e9),
     planned_batches=st.none() | st.floats(1, 1e9),
     formula=FORMULAS,
     logged=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
@@ -474,10 +477,77 @@ def test_another_schema_is_a_value_error(schema):
 def test_a_checkpoint_without_later_additions_is_read():
     """What it does not know starts empty."""
     state = Run(logged={"L": 1.0}, previous={"ln_T": 1.0}).to_dict(Spending())
-    for name in ("fingerprints", "previous", "reached", "reached_how", "curve", "best"):
+    later = ("fingerprints", "previous", "reached", "reached_how", "curve", "best")
+    for name in (*later, "lost_device_hours"):
         del state[name]
     run = Run.from_dict(state, None)
     assert (run.logged, run.previous, run.reached) == ({"L": 1.0}, {}, {})
+
+
+@pytest.mark.parametrize("key", ["run", "spent", "planned_batches", "formula", "logged"])
+def test_a_state_that_lacks_a_key_is_a_value_error_that_names_it(key):
+    """All but what was added later is needed."""
+    state = Run().to_dict(Spending())
+    del state[key]
+    with pytest.raises(ValueError, match=f"one without {key}"):
+        Run.from_dict(state, None)
+
+
+# ---------------------------------------------------------------- what was lost
+
+
+def line(batch, hours, lost=0.0):
+    m = Measurements(device_hours=hours, train_hours=hours, wall_hours=2 * hours, cost=hours)
+    score = Formula().score(m)
+    return Record(
+        run="a", batch=batch, step=batch, epoch=0, time="", measurements=m, score=score,
+        formula={}, lost_device_hours=lost,
+    )  # fmt: skip
+
+
+def at(batches, hours, lost=0.0):
+    """A run that goes on from a checkpoint of so many batches and device hours."""
+    spent = Spending(batches=batches, device_seconds=3600 * hours, train_seconds=3600 * hours)
+    return Run(spent=spent, lost_device_hours=lost)
+
+
+@pytest.mark.parametrize(
+    ("run", "written", "lost"),
+    [
+        (at(10, 1.0), [], 0.0),
+        (at(10, 1.0), [line(8, 0.9)], 0.0),  # the checkpoint is newer
+        (at(10, 1.0), [line(14, 1.5), line(8, 0.8)], 0.5),
+        (at(10, 1.0), [line(14, 1.5, lost=2.0), line(8, 0.8)], 2.5),  # lost before, too
+        (at(10, 1.0, lost=3.0), [line(14, 1.5, lost=2.0)], 3.0),  # the checkpoint knows more
+        (at(10, 1.0), [line(12, 1.2, lost=0.5), line(14, 1.5), line(8, 0.8)], 0.7),
+    ],
+)
+def test_what_lies_between_a_checkpoint_and_the_newest_line_is_lost(run, written, lost):
+    """On top of what was lost before; the spending that counts stays."""
+    before = run.spent
+    run.go_on_after(written)
+    assert run.lost_device_hours == pytest.approx(lost)
+    assert run.spent == before
+
+
+def test_the_validation_at_the_checkpoints_own_batch_stays_and_so_does_its_time():
+    """A checkpoint is saved before the validation of its step, which Lightning does not repeat."""
+    run = at(10, 1.0)
+    run.go_on_after([line(14, 1.5), line(10, 1.1)])
+    assert run.spent.device_seconds == run.spent.train_seconds == pytest.approx(1.1 * 3600)
+    assert run.spent.wall_seconds == pytest.approx(2.2 * 3600)
+    assert run.spent.batches == 10
+    assert run.lost_device_hours == pytest.approx(0.4)
+
+
+def test_without_a_validation_there_is_spending_and_no_perplexity():
+    """Absent, with the reason, and not NaN."""
+    m = measured(None)
+    assert (m.perplexity, m.nll, m.validation_tokens, m.bits_per_byte) == (None,) * 4
+    assert m.nominal_perplexity is None
+    for name in ("perplexity", "nll", "validation_tokens", "bits_per_byte", "nominal_perplexity"):
+        assert m.provenance[name].startswith("unavailable: no validation ran"), name
+    assert m.tokens == 8000
 
 
 def test_two_runs_have_two_names():

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lightning_lscore.flops import FlopsModel
 from lightning_lscore.meter import Totals
 from lightning_lscore.session import Session
 from lightning_lscore.spending import Spending
@@ -44,7 +46,7 @@ def session(*, count=2, peak=5.0, before=None, ranks=1, flops=6.0, **options):
         devices,
         before=before or Spending(),
         ranks=ranks,
-        flops_per_token=flops,
+        flops=FlopsModel(per_token=flops, convention=""),
         now=now,
         **options,
     )
@@ -203,3 +205,14 @@ def test_queued_steps_are_awaited_before_the_clock_stops(monkeypatch, initialize
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     train(made, now, 10)
     assert made.share().train_seconds == (12 if initialized else 10)
+
+
+def test_model_flops_grow_with_the_length_of_the_sequences():
+    """6 a token, and 1 for each position that it looks at; another number counts for all tokens."""
+    made, now = session()
+    made.flops = FlopsModel(per_token=6.0, per_position={math.inf: 1.0}, convention="")
+    train(made, now, tokens=4)
+    train(made, now, tokens=8)
+    assert made.share().model_flops == 4 * (6 + 2) + 8 * (6 + 4)
+    made.flops = FlopsModel.given(3)
+    assert made.share().model_flops == 36

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lscore.measurements import Measurements
 from lightning_lscore.meter import Totals
 from lightning_lscore.spending import Spending
 
@@ -140,3 +141,14 @@ def test_a_new_run_has_spent_nothing(name):
     value = getattr(Spending(), name)
     assert value == 0
     assert math.isfinite(value)
+
+
+def test_time_that_was_measured_later_is_the_least_that_was_spent():
+    """And its cost and capacity; counts stay, and what was not measured."""
+    before = Spending(tokens=5, train_seconds=3600.0, device_seconds=7200.0, cost=4.0)
+    later = Measurements(train_hours=2.0, device_hours=1.0, wall_hours=3.0, capacity_flops=9.0)
+    expected = replace(
+        before, train_seconds=7200.0, wall_seconds=10800.0, capacity_flops=9.0
+    )  # fmt: skip
+    assert before.at_least(later) == expected
+    assert before.at_least(Measurements()) == before
