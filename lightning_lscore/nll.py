@@ -43,7 +43,7 @@ _MAX_SHIFT = 128.0
 # Terms that the compiled kernel adds up in one go: in long sums the small terms would be lost.
 _BLOCK = 1024
 # Bytes of each thread's buffer, and of logits that are worth the start of threads (about 2 ms).
-_CPU_BUFFER = 2 << 20
+_CPU_BUFFER = 3 << 20
 _THREADED = 16 << 20
 _GPU_BUFFER = 32 << 20
 
@@ -335,7 +335,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _buffer_bytes(x: Tensor) -> int:
     """All threads' together small beside the logits, each large beside starting an operation."""
-    return max(1 << 19, min(_CPU_BUFFER, x.nbytes // 64 // torch.get_num_threads()))
+    return max(1 << 19, min(_CPU_BUFFER, x.nbytes // 52 // torch.get_num_threads()))
 
 
 def _rows_in(size: int, x: Tensor) -> int:
