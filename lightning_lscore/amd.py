@@ -15,11 +15,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .hardware import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Reading, Session
+from .hardware import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Query, Session
 
 __all__ = ["AmdProbe"]
 
@@ -60,13 +59,14 @@ class AmdProbe(OpenedProbe):
         return _Session(self._address)
 
 
-class _Session:
+class _Session(Session):
     """amdsmi and its handle of one GPU."""
 
+    NAME, PACKAGE = "amdsmi", "amdsmi"
+
     def __init__(self, address: tuple[int, int, int]) -> None:
-        self._pid = os.getpid()
         try:
-            self._smi: Any = importlib.import_module("amdsmi")
+            super().__init__(importlib.import_module("amdsmi"), _QUERIES)
         except Exception as error:  # a missing libamd_smi.so raises anything
             raise ProbeLost(
                 f"amdsmi cannot be imported: {error!r}; install the one of your ROCm version"
@@ -75,8 +75,10 @@ class _Session:
         self._never = dict(_NEVER)
         place = "{:04x}:{:02x}:{:02x}.".format(*address)
         try:
-            self._smi.amdsmi_init()
-            handles = [h for h in self._smi.amdsmi_get_processor_handles() if self._is_at(h, place)]
+            self._library.amdsmi_init()
+            handles = [
+                h for h in self._library.amdsmi_get_processor_handles() if self._is_at(h, place)
+            ]
             partitioned = len(handles) > 1 or any(map(self._is_part, handles))
         except Exception as error:
             raise ProbeLost(f"amdsmi cannot open {place}x: {_line(error)}") from error
@@ -86,48 +88,27 @@ class _Session:
             raise ProbeLost(f"amdsmi knows no GPU at {place}x")
         (self._handle,) = handles
 
-    def read(self) -> tuple[Reading, dict[str, str]]:
-        """Every measure by itself: one that fails is None and has a reason."""
-        if os.getpid() != self._pid:
-            raise ProbeLost("amdsmi was opened in the parent process")
-        values: dict[str, Any] = {}
-        reasons: dict[str, str] = {}
-        for measure, query in _QUERIES.items():
-            if measure not in self._never:
-                values[measure] = self._ask(measure, query, reasons)
-        return Reading(**values), {**reasons, **self._never}
-
     def close(self) -> None:
         """amdsmi stays open: it counts no users, and would be shut for torch and others too."""
 
-    def _ask(self, measure: str, query: _Query, reasons: dict[str, str]) -> float | None:
-        try:
-            value = query(self._smi, self._handle)
-        except self._smi.AmdSmiLibraryException as error:
-            if error.err_code in self._lost:
-                raise ProbeLost(f"amdsmi lost the device: {_line(error)}") from error
-            if error.err_code in self._unsupported:
-                self._never[measure] = f"amdsmi: {_line(error)}"
-            reasons[measure] = f"amdsmi: {_line(error)}"
-            return None
-        except Exception as error:  # e.g. a function or a key that this amdsmi does not have
-            self._never[measure] = reasons[measure] = f"amdsmi: {error!r}"
-            return None
-        if value is None:
-            reasons[measure] = "amdsmi gave no possible value"
-        return value
+    def _code(self, error: Exception) -> int | None:
+        known = isinstance(error, self._library.AmdSmiLibraryException)
+        return error.err_code if known else None  # type: ignore[attr-defined]
+
+    def _words(self, error: Exception) -> str:
+        return _line(error)
 
     def _is_at(self, handle: Any, place: str) -> bool:
         # The function (the figure after the dot) is left out: torch does not tell it.
-        return str(self._smi.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(place)
+        return str(self._library.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(place)
 
     def _is_part(self, handle: Any) -> bool:
-        with contextlib.suppress(self._smi.AmdSmiException):  # a GPU that knows no partitions
-            return self._smi.amdsmi_get_gpu_compute_partition(handle) in _PARTS
+        with contextlib.suppress(self._library.AmdSmiException):  # a GPU that knows no partitions
+            return self._library.amdsmi_get_gpu_compute_partition(handle) in _PARTS
         return False
 
     def _codes(self, names: Iterable[str]) -> frozenset[int]:
-        constants = getattr(self._smi, "amdsmi_wrapper", None)
+        constants = getattr(self._library, "amdsmi_wrapper", None)
         return frozenset(getattr(constants, name) for name in names if hasattr(constants, name))
 
 
@@ -138,9 +119,6 @@ def _line(error: Exception) -> str:
 def _number(value: Any) -> float:
     """NaN for what is no number: amdsmi says "N/A" for what a GPU does not have."""
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-_Query = Callable[[Any, Any], "float | None"]
 
 
 def _busy(smi: Any, handle: Any) -> float | None:
@@ -175,7 +153,7 @@ def _sm_clock_mhz(smi: Any, handle: Any) -> float | None:
     return mhz if 0 < mhz < PLAUSIBLE_MHZ else None
 
 
-_QUERIES: Mapping[str, _Query] = {
+_QUERIES: Mapping[str, Query] = {
     "busy": _busy,
     "power_watts": _power_watts,
     "energy_joules": _energy_joules,

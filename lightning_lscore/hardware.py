@@ -12,17 +12,31 @@ None, never 0, and `reasons` says why.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
-__all__ = ["Device", "OpenedProbe", "Probe", "ProbeLost", "Reading", "Session", "SilentProbe"]
+__all__ = [
+    "Device",
+    "OpenedProbe",
+    "Probe",
+    "ProbeLost",
+    "Query",
+    "Reading",
+    "Session",
+    "SilentProbe",
+]
 
 
 PLAUSIBLE_MHZ = 10_000
 """No clock is higher: one that says so is no clock."""
+
+
+Query: TypeAlias = Callable[[Any, Any], "float | None"]
+"""(library, handle of the device) -> a measure in the unit of `Reading`, None where impossible."""
 
 
 class ProbeLost(RuntimeError):
@@ -77,16 +91,71 @@ class Probe(Protocol):
         ...
 
 
-class Session(Protocol):
-    """A vendor's library held open for one device."""
+class Session(ABC):
+    """A vendor's library held open for one device, in one process.
+
+    Args:
+        library: what the module is imported as; its functions are what the queries call.
+        queries: how to ask for each field of `Reading`.
+    """
+
+    NAME: ClassVar[str]
+    """Of the library, in reasons."""
+    PACKAGE: ClassVar[str]
+    """That brings the module."""
+    FORKED: ClassVar[str] = ""
+    """What a fork does to it."""
+
+    def __init__(self, library: Any, queries: Mapping[str, Query]) -> None:
+        self._pid = os.getpid()
+        self._library = library
+        self._handle: Any = None
+        self._queries = queries
+        self._never: dict[str, str] = {}  # what is not asked (any more), and why
+        self._unsupported = self._lost = frozenset[int]()
+
+    @abstractmethod
+    def _code(self, error: Exception) -> int | None:
+        """The status that the library answered with; None if the error is not the library's."""
+
+    def _words(self, error: Exception) -> str:
+        return str(error)
 
     def read(self) -> tuple[Reading, dict[str, str]]:
-        """The reading, and why measures are missing from it. Raises `ProbeLost`."""
-        ...
+        """The reading, and why measures are missing from it: one that fails spoils no other.
 
+        Raises `ProbeLost` when the device, or the way to it, is gone.
+        """
+        if os.getpid() != self._pid:
+            raise ProbeLost(f"{self.NAME} was opened in the parent process{self.FORKED}")
+        values: dict[str, Any] = {}
+        reasons: dict[str, str] = {}
+        for measure, query in self._queries.items():
+            if measure not in self._never:
+                values[measure] = self._ask(measure, query, reasons)
+        return Reading(**values), {**reasons, **self._never}
+
+    @abstractmethod
     def close(self) -> None:
         """Never raises."""
-        ...
+
+    def _ask(self, measure: str, query: Query, reasons: dict[str, str]) -> float | None:
+        try:
+            value = query(self._library, self._handle)
+        except Exception as error:
+            code = self._code(error)
+            if code is None:  # e.g. a function that this version of the package does not have
+                self._never[measure] = reasons[measure] = f"{self.PACKAGE}: {error!r}"
+                return None
+            if code in self._lost:
+                raise ProbeLost(f"{self.NAME} lost the device: {self._words(error)}") from error
+            reasons[measure] = f"{self.NAME}: {self._words(error)}"
+            if code in self._unsupported:
+                self._never[measure] = reasons[measure]
+            return None
+        if value is None:
+            reasons[measure] = f"{self.NAME} gave an impossible value"
+        return value
 
 
 class OpenedProbe(ABC):

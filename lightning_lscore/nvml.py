@@ -18,7 +18,7 @@ import importlib
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .amd import AmdProbe
@@ -28,7 +28,7 @@ from .hardware import (
     OpenedProbe,
     Probe,
     ProbeLost,
-    Reading,
+    Query,
     Session,
     SilentProbe,
 )
@@ -66,23 +66,23 @@ class NvmlProbe(OpenedProbe):
         return _Session(self.device.key)
 
 
-class _Session:
+class _Session(Session):
     """NVML held open for one device: from `nvmlInit` to the matching `nvmlShutdown`."""
 
+    NAME, PACKAGE, FORKED = "NVML", "nvidia-ml-py", " and does not survive a fork"
+
     def __init__(self, uuid: str) -> None:
-        self._pid = os.getpid()
         try:
-            self._nvml: Any = importlib.import_module("pynvml")
+            super().__init__(importlib.import_module("pynvml"), _QUERIES)
         except Exception as error:
             raise ProbeLost(f"nvidia-ml-py cannot be imported: {error!r}; reinstall it") from error
         self._unsupported = self._codes(_UNSUPPORTED)
         self._lost = self._codes(_LOST)
-        self._never: dict[str, str] = {}
         self._open = False
         try:
-            self._nvml.nvmlInit()
+            self._library.nvmlInit()
             self._open = True
-            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
             # What its name tells is not asked: an error there would charge the slice for its board.
             if uuid.startswith("MIG-") or self._is_slice():
                 self._never = dict.fromkeys(("busy", "power_watts", "energy_joules"), _MIG)
@@ -90,53 +90,30 @@ class _Session:
             self.close()
             raise ProbeLost(f"NVML cannot open {uuid}: {error}") from error
 
-    def read(self) -> tuple[Reading, dict[str, str]]:
-        """Every measure by itself: one that fails is None and has a reason."""
-        if os.getpid() != self._pid:
-            raise ProbeLost("NVML was opened in the parent process and does not survive a fork")
-        values: dict[str, Any] = {}
-        reasons: dict[str, str] = {}
-        for measure, query in _QUERIES.items():
-            if measure not in self._never:
-                values[measure] = self._ask(measure, query, reasons)
-        return Reading(**values), {**reasons, **self._never}
-
     def close(self) -> None:
         # In a forked child NVML was never initialised by us, so there is nothing to give back.
         if self._open and os.getpid() == self._pid:
             with contextlib.suppress(Exception):  # the driver may be gone
-                self._nvml.nvmlShutdown()
+                self._library.nvmlShutdown()
 
-    def _ask(self, measure: str, query: _Query, reasons: dict[str, str]) -> float | None:
-        try:
-            value = query(self._nvml, self._handle)
-        except self._nvml.NVMLError as error:
-            if error.value in self._lost:
-                raise ProbeLost(f"NVML lost the device: {error}") from error
-            if error.value in self._unsupported:
-                self._never[measure] = f"NVML: {error}"
-            reasons[measure] = f"NVML: {error}"
-            return None
-        except Exception as error:  # e.g. a function that this nvidia-ml-py does not have
-            self._never[measure] = reasons[measure] = f"nvidia-ml-py: {error!r}"
-            return None
-        if value is None:
-            reasons[measure] = "NVML gave an impossible value"
-        return value
+    def _code(self, error: Exception) -> int | None:
+        return error.value if isinstance(error, self._library.NVMLError) else None
 
     def _is_slice(self) -> bool:
         """True for a MIG slice, and for a board in MIG mode, of which we can have a slice only."""
-        with contextlib.suppress(self._nvml.NVMLError):  # a driver from before MIG
-            if _number(self._nvml.nvmlDeviceIsMigDeviceHandle(self._handle)):
+        with contextlib.suppress(self._library.NVMLError):  # a driver from before MIG
+            if _number(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
                 return True
         try:
-            current, _ = self._nvml.nvmlDeviceGetMigMode(self._handle)
-        except self._nvml.NVMLError:
+            current, _ = self._library.nvmlDeviceGetMigMode(self._handle)
+        except self._library.NVMLError:
             return False
-        return bool(current == self._nvml.NVML_DEVICE_MIG_ENABLE)
+        return bool(current == self._library.NVML_DEVICE_MIG_ENABLE)
 
     def _codes(self, names: tuple[str, ...]) -> frozenset[int]:
-        return frozenset(getattr(self._nvml, name) for name in names if hasattr(self._nvml, name))
+        return frozenset(
+            getattr(self._library, name) for name in names if hasattr(self._library, name)
+        )
 
 
 def cuda_probe(device_index: int) -> Probe:
@@ -201,9 +178,6 @@ def _number(value: Any) -> int:
     return int(getattr(value, "value", value))
 
 
-_Query = Callable[[Any, Any], "float | None"]
-
-
 def _busy(nvml: Any, handle: Any) -> float | None:
     percent = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
     return percent / 100 if 0 <= percent <= 100 else None
@@ -245,7 +219,7 @@ def _throttled(nvml: Any, handle: Any) -> float | None:
     return float(reasons & held_down != 0)
 
 
-_QUERIES: Mapping[str, _Query] = {
+_QUERIES: Mapping[str, Query] = {
     "busy": _busy,
     "power_watts": _power_watts,
     "energy_joules": _energy_joules,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lscore import amd
+from lightning_lscore import hardware
 from lightning_lscore.amd import AmdProbe
 from lightning_lscore.hardware import Device, ProbeLost, Reading, SilentProbe
 from lightning_lscore.nvml import cuda_probe
@@ -295,7 +295,7 @@ def test_a_forked_child_does_not_use_its_parents_handle(monkeypatch):
     probe = AmdProbe(DEVICE, ADDRESS)
     probe.read()
 
-    monkeypatch.setattr(amd.os, "getpid", lambda: -1)
+    monkeypatch.setattr(hardware.os, "getpid", lambda: -1)
     with pytest.raises(ProbeLost, match="parent process"):
         probe.read()
 
