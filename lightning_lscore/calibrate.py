@@ -363,7 +363,7 @@ def _warnings(N: Array, D: Array, N_ref: float, D_ref: float, best: Array) -> tu
                 f"The runs' number of {name} varies by less than a factor of 2: {e} comes from "
                 "the Chinchilla law rather than from them."
             )
-        if x.min() > 0 or x.max() < 0:
+        if x.min() > 1e-9 or x.max() < -1e-9:  # the exponential of a logarithm is rounded
             said.append(
                 f"The reference lies outside of the runs' number of {name}: {e} is extrapolated."
             )

@@ -159,7 +159,8 @@ class LScore(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = stage
         self._unsharded = count_parameters(pl_module)
-        self._unsharded_flops = flops_of(pl_module)
+        if stage == "fit":
+            self._unsharded_flops = flops_of(pl_module)
         if trainer.world_size > 1:
             # The advice to average over the ranks: what LScore logs is the same on all of them.
             mine = re.escape(self.prefix) + "(L|perplexity|f_[DAH]|lscore/)"

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .formula import Formula
-from .level import first_reached
-from .measurements import Measurements
+from .level import first_reached, with_level
 from .records import Record
 
 
@@ -55,23 +54,16 @@ def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
     for record in records:
         m = record.measurements
         if formula.level is not None:
-            ln_T = formula.ln_parts(m)["T"]
+            ln_T = formula.ln_T(m)
             now = {**m.spent(), "ln_T": math.nan if ln_T is None else ln_T}
             if math.isfinite(now["ln_T"]):
                 reached = reached or first_reached(before, now, math.log(formula.level))
                 before = now
-            m = _with_level(m, formula.level, reached)
+            how = f"measured: perplexity {formula.level:g} reached, from the record"
+            m = with_level(m, formula.level, reached, how)
         score = formula.score(m)
         again.append(replace(record, measurements=m, score=score, formula=formula.to_dict()))
     return again
-
-
-def _with_level(m: Measurements, level: float, reached: Mapping[str, float]) -> Measurements:
-    why = f"unavailable: a perplexity of {level:g} is not reached yet"
-    how = why if not reached else f"measured: perplexity {level:g} reached, from the record"
-    names = [f"{name}_to_level" for name in m.spent()]
-    provenance = {**m.provenance, **dict.fromkeys(names, how)}
-    return replace(m, level=level, to_level=reached, provenance=provenance)
 
 
 def comparison(runs: Mapping[str, Sequence[Record]], formula: Formula | None = None) -> str:

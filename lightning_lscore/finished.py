@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .compare import why_other_set
+from .formula import Formula
 from .measurements import as_number
 from .records import Record, read_records
 
@@ -85,14 +86,14 @@ def _row(name: str, record: Record, T: str) -> tuple[float, float, float]:
     m = record.measurements
     values = []
     for measure in ("trainable_parameters", "tokens", T):
-        value = m.get(measure)
+        value = Formula(T=T).ln_T(m) if measure == T else m.get(measure)
         if value is None:
             raise ValueError(
                 f"{name}: expected a run with a value of {measure!r}: {m.why_missing(measure)}."
             )
         values.append(float(value))
-    N, D, perplexity = values
-    return N, D, math.log(perplexity) if perplexity > 0 else math.nan
+    N, D, loss = values
+    return N, D, loss
 
 
 def _rows(path: str) -> Iterator[tuple[float, float, float]]:

@@ -313,11 +313,12 @@ class Formula:
 
         Finite also where T is beyond a float; -inf where a factor is 0.
         """
-        return {"T": self._ln_T(measurements)} | {
+        return {"T": self.ln_T(measurements)} | {
             letter: self._ln_factor(letter, measurements) for letter in "DAH"
         }
 
-    def _ln_T(self, measurements: Measurements) -> float | None:
+    def ln_T(self, measurements: Measurements) -> float | None:
+        """ln T, finite also where T is beyond a float; None where it was not measured."""
         if self.T == "perplexity":
             return measurements.nll
         bits = measurements.bits_per_byte

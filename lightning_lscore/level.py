@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+from .measurements import Measurements
 
 
 def first_reached(
@@ -34,3 +37,21 @@ def first_reached(
         for name, value in spent.items()
         if name in before
     }
+
+
+def with_level(
+    measurements: Measurements, level: float, reached: Mapping[str, float], how: str
+) -> Measurements:
+    """The measurements with those ``..._to_level``, or why they are missing.
+
+    Args:
+        measurements: of one validation.
+        level: the perplexity that was waited for.
+        reached: see :func:`first_reached`.
+        how: provenance of these, where the level is reached.
+    """
+    if not reached:
+        how = f"unavailable: a perplexity of {level:g} is not reached yet"
+    names = [f"{name}_to_level" for name in measurements.spent()]
+    provenance = {**measurements.provenance, **dict.fromkeys(names, how)}
+    return replace(measurements, level=level, to_level=reached, provenance=provenance)

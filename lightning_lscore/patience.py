@@ -44,14 +44,13 @@ def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) 
     """
     grown = {name: spent * growth for name, spent in measurements.spent().items()}
     try:
-        score = formula.score(replace(measurements, **grown))  # type: ignore[arg-type]
+        parts = formula.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
     except (ValueError, ArithmeticError):
         if growth == 1:
             raise
         return None
-    if score.f_D is None or score.f_A is None or score.f_H is None:
-        return None
-    return sum(math.log(f) if f > 0 else -math.inf for f in (score.f_D, score.f_A, score.f_H))
+    factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
+    return sum(factors) if len(factors) == 3 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,10 @@ class Verdict:
     stop: bool
     improved: bool
     """Whether this validation has the lowest L so far."""
+    paid: float
+    """By how much the price ln f has risen since the best L."""
     waited: float
-    """By how much the price ln f has risen since the best L; with a ratio, ln of the spending."""
+    """The same; with a ratio, by how much ln spending has."""
     patience: float
     """How much of that is accepted at this noise."""
     outlook: float | None
@@ -208,7 +209,7 @@ class Patience:
             self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
         best = self._ln_f_at_best
         assert best is not None
-        waited = 0.0 if ln_f == best else ln_f - best  # -inf - -inf is NaN
+        waited = paid = 0.0 if ln_f == best else ln_f - best  # -inf - -inf is NaN
 
         if math.isfinite(ln_T):
             self._recent = [*self._recent[-NOISE_WINDOW - 1 :], float(ln_T)]
@@ -231,6 +232,7 @@ class Patience:
         verdict = Verdict(
             stop=armed and (impatient or hopeless),
             improved=improved,
+            paid=paid,
             waited=waited,
             patience=patience,
             outlook=outlook,

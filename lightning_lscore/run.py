@@ -13,7 +13,7 @@ from typing import Any
 
 from .evaluation import Evaluation
 from .formula import Formula
-from .level import first_reached
+from .level import first_reached, with_level
 from .measurements import MEASURES, Measurements
 from .parameters import ParameterCount
 from .patience import ln_price
@@ -67,7 +67,7 @@ class Run:
     def with_history(self, measurements: Measurements) -> Measurements:
         """Adds what takes more than one validation: the elasticity, and the spending to a level."""
         assert self.formula is not None
-        ln_T = self.formula.ln_parts(measurements)["T"]
+        ln_T = self.formula.ln_T(measurements)
         before, self.previous = self.previous, {}
         if ln_T is not None and math.isfinite(ln_T):
             self.previous = {**measurements.spent(), "ln_T": ln_T}
@@ -102,12 +102,7 @@ class Run:
                 if between
                 else f"estimated: at most, perplexity {level:g} was reached before a validation"
             )
-        how = self.reached_how
-        if not self.reached:
-            how = f"unavailable: a perplexity of {level:g} is not reached yet"
-        names = [f"{name}_to_level" for name in measurements.spent()]
-        provenance = {**measurements.provenance, **dict.fromkeys(names, how)}
-        return replace(measurements, level=level, to_level=self.reached, provenance=provenance)
+        return with_level(measurements, level, self.reached, self.reached_how)
 
     def predict(
         self, measurements: Measurements, planned_batches: float | None
@@ -120,7 +115,7 @@ class Run:
         """
         formula = self.formula
         assert formula is not None
-        ln_T, ln_f = formula.ln_parts(measurements)["T"], ln_price(formula, measurements)
+        ln_T, ln_f = formula.ln_T(measurements), ln_price(formula, measurements)
         if ln_T is None or ln_f is None:
             return Unpredictable(reason="There is no L.")
         batches = float(self.spent.batches)

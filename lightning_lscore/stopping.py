@@ -116,7 +116,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         assert formula is not None
         measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
         ln_f = ln_price(formula, measured)
-        ln_T = formula.ln_parts(measured)["T"]
+        ln_T = formula.ln_T(measured)
         if ln_T is None or ln_f is None:  # LScore has said what is missing
             return
         amount = measured.get(formula.spending_measure(measured)) or spent
@@ -132,7 +132,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
             ln_f_at_end=ln_price(formula, measured, planned / spent) if planned else None,
             armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
         )
-        now = {"step": record.step, "L": record.L, "ln_T": ln_T, "ln_f": ln_f}
+        now = {"step": record.step, "L": record.L, "ln_T": ln_T}
         now |= {"tokens": measured.tokens, "device time": measured.device_hours}
         if self.verdict.improved:
             self._best = now
@@ -197,8 +197,8 @@ def _sentence(verdict: Verdict, best: dict[str, Any] | None, now: dict[str, Any]
     change = exp(now["ln_T"] - best["ln_T"]) - 1
     return (
         f"Stopped at step {now['step']}: since the best L ({best['L']:.4f} at step {best['step']}) "
-        f"{more or 'more spending'}, priced at {_percent(exp(now['ln_f'] - best['ln_f']) - 1)} of "
-        f"L, {'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
+        f"{more or 'more spending'}, priced at {_percent(exp(verdict.paid) - 1)} of L, "
+        f"{'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
         f"{verdict.reason}"
     )
 

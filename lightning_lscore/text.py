@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .measurements import exp
 from .nll import token_nll
 
 __all__ = ["TextEvaluation", "evaluate_text"]
@@ -66,17 +67,17 @@ class TextEvaluation:
     @property
     def perplexity(self) -> float:
         """exp(nll_sum / tokens); inf beyond the range of a float."""
-        return _exp(self.nll)
+        return exp(self.nll)
 
     @property
     def word_perplexity(self) -> float | None:
         """exp(nll_sum / words): compares across tokenizers."""
-        return _exp(self.nll_sum / self.words) if self.words else None
+        return exp(self.nll_sum / self.words) if self.words else None
 
     @property
     def byte_perplexity(self) -> float | None:
         """exp(nll_sum / bytes): compares across tokenizers."""
-        return _exp(self.nll_sum / self.utf8_bytes) if self.utf8_bytes else None
+        return exp(self.nll_sum / self.utf8_bytes) if self.utf8_bytes else None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -334,10 +335,3 @@ def _check(context: int, stride: int, batch_size: int) -> None:
             f"Expected a stride from 1 to context_length={context}, got {stride}."
             " A longer one would leave out the tokens between the windows."
         )
-
-
-def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf

@@ -280,3 +280,9 @@ def test_without_numpy_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-lscore\[calibrate\]'"):
         calibrate([1e8], [1e9], [3.0])
+
+
+@pytest.mark.parametrize(("N", "D"), [(836_736, 665_600), (7e7, 1.3e9), (123_456_789, 9.87e9)])
+def test_a_single_run_is_its_own_reference_and_not_outside_of_it(N, D):
+    """Whatever the logarithms of its size and length round to."""
+    assert not any("lies outside" in w for w in calibrate([N], [D], [3.0]).warnings)
