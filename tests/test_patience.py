@@ -184,7 +184,7 @@ def test_a_price_of_zero_spending_under_a_plain_power_is_minus_infinity():
     for _ in range(3):
         verdict = patience.update(ln_T=3.0, ln_f=-math.inf)
         assert not verdict.stop
-        assert verdict.waited == 0
+        assert verdict.waited == verdict.paid == 0
     assert patience.update(ln_T=3.0, ln_f=-1.0).stop
 
 
@@ -266,6 +266,7 @@ def test_a_ratio_stops_when_that_much_more_has_been_spent():
     assert stopped_at(stop(validations=5)) == 5
     last = stop()[4]
     assert (last.waited, last.outlook) == (pytest.approx(math.log(1.25)), None)
+    assert last.paid == pytest.approx(2.5e-6), "the price is told all the same"
     assert "the spending rose by 25.00 % of 25.00 % accepted" in last.reason
 
 
