@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -137,6 +140,21 @@ def trainer(tmp_path):
         return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
     return make
+
+
+def run_python(*arguments: str, folder: Path) -> str:
+    """What a Python process in ``folder`` prints, with this tree's package and on one thread."""
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

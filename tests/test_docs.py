@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,19 +18,9 @@ def test_a_loop_of_ones_own_measures_and_scores(devices, tmp_path):
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     script = tmp_path / "program.py"
     script.write_text(program.replace("devices=1", f"devices={devices}"))
-    start = [sys.executable]
-    if devices > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    done = subprocess.run(
-        [*start, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = re.findall(r"^(\d+) tokens, perplexity (\S+), L (\S+)$", done.stdout, re.MULTILINE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    output = run_python(*(launcher if devices > 1 else []), str(script), folder=tmp_path)
+    lines = re.findall(r"^(\d+) tokens, perplexity (\S+), L (\S+)$", output, re.MULTILINE)
     assert [int(tokens) for tokens, _, _ in lines] == [57344, 114688, 172032]
     perplexities = [float(T) for _, T, _ in lines]
     assert 1 < perplexities[2] < perplexities[1] < perplexities[0] < 256

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,21 +17,13 @@ def test_the_readmes_program_runs_and_prints_what_it_says(tmp_path):
     (program,) = (p for p in programs if "class " in p)
     (shown,) = re.findall(r"```text\n(L .*?)```", README, re.DOTALL)
     (tmp_path / "program.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    output = run_python("program.py", folder=tmp_path)
 
     def table(text: str) -> dict[str, float]:
         rows = re.findall(r"^(L|perplexity|f_[DAH]|lscore/\S+) +(\S+)$", text, re.MULTILINE)
         return {key: float(value) for key, value in rows}
 
-    printed, promised = table(done.stdout), table(shown)
+    printed, promised = table(output), table(shown)
     # A machine with a readable energy counter prints more.
     assert promised.keys() <= printed.keys()
     for key in ("lscore/tokens", "lscore/validation_tokens", "lscore/total_parameters", "f_A"):
