@@ -25,7 +25,7 @@ from .devices import find_devices
 from .evaluation import Evaluation, HeldOut
 from .flops import FlopsModel, flops_of
 from .formula import Formula
-from .measurements import Measurements
+from .measurements import Measurements, as_number
 from .own import OwnMeasure, ask, check_measures
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
@@ -38,7 +38,6 @@ from .session import Session
 from .sharded import counts_here, peers
 from .spending import Spending
 from .token_bytes import make_count_bytes
-
 
 class LScore(Callback):
     """Logs the cost-adjusted perplexity L = perplexity(T) · f(D) · f(A) · f(H) at each validation.
@@ -77,6 +76,8 @@ class LScore(Callback):
             ``lscore/<name>``, and charged for by ``Factor(name, reference=..., own=True)``. What
             rank 0 says counts.
         price_per_device_hour: what one device costs, for the measure ``cost``.
+        carbon_intensity: of the electricity, in g CO2-equivalent per kWh, for the measure
+            ``emissions_kg``. It differs by grid and hour, so there is no default.
         flops_per_token: FLOP that the model needs for a training token, forward and backward;
             "count": counted in the first batch of each fit. Default: estimated from the model's
             structure, see :func:`~lightning_lscore.flops.flops_of`.
@@ -102,6 +103,7 @@ class LScore(Callback):
         count_bytes: Any = None,
         measures: Mapping[str, OwnMeasure] | None = None,
         price_per_device_hour: float | None = None,
+        carbon_intensity: float | None = None,
         flops_per_token: float | Literal["count"] | None = None,
         ignore_index: int = -100,
         sample_interval: float = 1.0,
@@ -113,14 +115,18 @@ class LScore(Callback):
             raise ValueError(f"formula: expected a Formula or the path of one, got {formula!r}.")
         if not 0 < sample_interval < math.inf:
             raise ValueError(f"sample_interval: expected seconds > 0, got {sample_interval!r}.")
-        if price_per_device_hour is not None and not 0 <= price_per_device_hour < math.inf:
-            raise ValueError(
-                f"price_per_device_hour: expected a number >= 0, got {price_per_device_hour!r}."
-            )
+        rates = {
+            "price_per_device_hour": price_per_device_hour,
+            "carbon_intensity": carbon_intensity,
+        }
+        for name, rate in rates.items():
+            number = 0.0 if rate is None else as_number(rate)
+            if number is None or not 0 <= number < math.inf:
+                raise ValueError(f"{name}: expected a number >= 0, got {rate!r}.")
+        self._price, self._carbon_intensity = price_per_device_hour, carbon_intensity
         self._own = dict(measures or {})
         check_measures(self._own, formula)
         self._count_bytes = None if count_bytes is None else make_count_bytes(count_bytes)
-        self._price = price_per_device_hour
         self._given_flops = self._counted_step = None
         if flops_per_token == "count":
             self._counted_step = CountedStep()
@@ -211,6 +217,7 @@ class LScore(Callback):
             flops=self._flops(pl_module),
             count_tokens=self._count_tokens,
             price_per_device_hour=self._price,
+            carbon_intensity=self._carbon_intensity,
         )
         self._session.resume()
 

@@ -117,6 +117,9 @@ class Measurements:
     gpu_memory_peak_gib: float | None = _measure("GiB", "largest memory in use on one device")
     power_watts: float | None = _measure("W", "mean power of the devices together, in training")
     energy_kwh: float | None = _measure("kWh", "energy of the devices, in training", grows=True)
+    emissions_kg: float | None = _measure(
+        "kg", "CO2-equivalent of energy_kwh, at the carbon intensity given", grows=True
+    )
     elasticity: float | None = _measure(
         "", "d ln T / d ln spent since the last validation: what 1 % more spending bought, in %"
     )

@@ -16,6 +16,8 @@ from .hardware import Reading
 
 __all__ = ["Meter", "Totals"]
 
+JOULES_PER_KWH = 3.6e6
+
 PLAUSIBLE_WATTS = 20_000.0
 """No device draws more: a counter that says so is broken (2025's largest accelerators: 1.4 kW)."""
 

@@ -15,6 +15,7 @@ from .evaluation import Evaluation
 from .formula import Formula
 from .level import first_reached, with_level
 from .measurements import MEASURES, Measurements
+from .meter import JOULES_PER_KWH
 from .parameters import ParameterCount
 from .patience import ln_price
 from .predict import Prediction, Unpredictable, predict
@@ -23,7 +24,6 @@ from .spending import Spending
 
 SCHEMA = 1
 CURVE_POINTS = 512  # of a curve in a checkpoint; a prediction asks for fewer
-JOULES_PER_KWH = 3.6e6
 NO_VALIDATION = (
     "no validation ran; give the Trainer's fit val_dataloaders, and one that comes in time"
 )
@@ -329,6 +329,14 @@ def measure(
             None if watts is None else hardware.energy_joules / JOULES_PER_KWH,
             energy,
             no_energy,
+        ),
+        "emissions_kg": (
+            None if watts is None or spent.unrated_joules else spent.emissions_kg,
+            f"{energy}; at the carbon intensity given",
+            no_energy
+            if watts is None
+            else "no carbon intensity was given for all of the run; say "
+            "LScore(carbon_intensity=...)",
         ),
     }
     for name, value in (own or {}).items():

@@ -13,6 +13,7 @@ import torch
 from .clock import Clock
 from .devices import Devices
 from .flops import FlopsModel
+from .meter import JOULES_PER_KWH
 from .spending import Spending
 from .tokens import TokenCounter
 
@@ -30,6 +31,7 @@ class Session:
         flops: what the model needs for a token; may be replaced, and counts for all tokens then.
         count_tokens: see :class:`TokenCounter`.
         price_per_device_hour: what one device costs; None: not known.
+        carbon_intensity: g CO2-equivalent per kWh; None: not known.
         now: a monotonic clock, in seconds.
     """
 
@@ -44,6 +46,7 @@ class Session:
         flops: FlopsModel,
         count_tokens: Callable[[Any], int] | None = None,
         price_per_device_hour: float | None = None,
+        carbon_intensity: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
@@ -56,6 +59,7 @@ class Session:
         self._settled = before  # by all ranks, when they were last asked
         self._share_then = Spending()
         self._price = price_per_device_hour
+        self._carbon_intensity = carbon_intensity
         self._clock, self._wall = Clock(now), Clock(now)
         self._wall.resume()
         devices.sampler.start()
@@ -84,6 +88,8 @@ class Session:
         """What this rank has spent in this session; time and capacity are the whole run's."""
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
+        hardware, intensity = self.devices.sampler.totals(), self._carbon_intensity
+        kwh = hardware.energy_joules / JOULES_PER_KWH
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
@@ -97,7 +103,9 @@ class Session:
             unpriced_seconds=device_seconds if price is None else 0.0,
             cost=0.0 if price is None else device_seconds / 3600 * price,
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
-            hardware=self.devices.sampler.totals(),
+            unrated_joules=hardware.energy_joules if intensity is None else 0.0,
+            emissions_kg=0.0 if intensity is None else kwh * intensity / 1000,
+            hardware=hardware,
         )
 
     def added(self, mine: Spending) -> Spending:

@@ -36,6 +36,10 @@ class Spending:
     """Of the others, in the currency of the price."""
     capacity_flops: float = 0.0
     """FLOP that these devices could have computed in that time at their dense peak."""
+    unrated_joules: float = 0.0
+    """Energy that nobody named a carbon intensity for."""
+    emissions_kg: float = 0.0
+    """CO2-equivalent of the other energy."""
     hardware: Totals = field(default_factory=Totals)
     """What the sampler saw of them."""
 
@@ -57,8 +61,9 @@ class Spending:
         Takes the other ranks to have trained on as many tokens, which saves asking them. What
         their samplers saw in the meantime is left out, so that the coverage shows it.
         """
+        once = (*_COMMON, *_OF_ENERGY)
         more = {
-            name: (getattr(now, name) - getattr(before, name)) * (1 if name in _COMMON else ranks)
+            name: (getattr(now, name) - getattr(before, name)) * (1 if name in once else ranks)
             for name in _PLAIN
         }
         seen = {
@@ -95,7 +100,9 @@ class Spending:
     def from_dict(cls, values: Mapping[str, Any]) -> Spending:
         """The inverse of :meth:`to_dict`; what is not there is 0."""
         hardware = _take(Totals, values)
-        return cls(**_take(cls, values), hardware=Totals(**hardware))
+        # A state from before there were emissions: all of its energy is unrated.
+        plain = {"unrated_joules": hardware.get("energy_joules", 0.0), **_take(cls, values)}
+        return cls(**plain, hardware=Totals(**hardware))
 
 
 # The same on every rank, or the largest of them.
@@ -110,6 +117,8 @@ _COMMON = (
     "cost",
     "capacity_flops",
 )
+# Of the devices that the rank's sampler reads, as their energy is.
+_OF_ENERGY = ("unrated_joules", "emissions_kg")
 _PLAIN = tuple(f.name for f in fields(Spending) if f.name != "hardware")
 
 

@@ -158,13 +158,17 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
             gpu.energy_millijoules += 5_000
             return super().training_step(batch, batch_idx)
 
-    watch = Watch()
-    trainer(LScore(), watch).fit(Draws(), loader(16), loader(4))
+    watch, formula = Watch(), Formula(H=Factor("emissions_kg", reference=1e-6, weight=0.1))
+    lscore = LScore(formula, carbon_intensity=400)
+    trainer(lscore, watch).fit(Draws(), loader(16), loader(4))
     seen = {key.removeprefix("lscore/"): value for key, value in watch.seen[-1].items()}
     joules = (gpu.energy_millijoules - counter) / 1e3
     assert joules == 4 * 5
     # The reading at the end comes a moment late, and shares what it finds with that moment.
     assert 0 < seen["energy_kwh"] <= joules / 3.6e6 * (1 + 1e-9)
+    assert seen["emissions_kg"] == pytest.approx(0.4 * seen["energy_kwh"])
+    charged = (1 + seen["emissions_kg"] / 1e-6) / 2
+    assert seen["f_H"] == pytest.approx(charged ** (2 * 0.1))
     assert seen["power_watts"] > 0
     assert seen["gpu_busy_fraction"] == pytest.approx(0.75)
     assert seen["gpu_memory_peak_gib"] == 12
@@ -531,6 +535,7 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
         ({"formula": 3}, "expected a Formula or the path of one, got 3"),
         ({"sample_interval": 0}, "expected seconds > 0, got 0"),
         ({"price_per_device_hour": -1}, "price_per_device_hour: expected a number >= 0, got -1"),
+        ({"carbon_intensity": "low"}, "carbon_intensity: expected a number >= 0, got 'low'"),
         ({"count_bytes": "gpt2"}, "count_bytes: expected a byte-level or SentencePiece tokenizer"),
         ({"measures": {"tokens": len}}, "a name .* that no other measure has, got 'tokens'"),
         ({"measures": {"a b": len}}, "a name of letters, digits and _ .*, got 'a b'"),

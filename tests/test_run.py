@@ -31,6 +31,7 @@ SPENT = Spending(
     device_seconds=7200.0,
     cost=5.0,
     capacity_flops=7200e6,
+    emissions_kg=0.04,
     hardware=Totals(
         training_seconds=7200.0,
         observed_seconds=3600.0,
@@ -78,6 +79,7 @@ def test_measurements_follow_from_what_was_spent():
         "gpu_memory_peak_gib": 3,
         "power_watts": 200,
         "energy_kwh": 0.1,
+        "emissions_kg": 0.04,
     }
     found = measured().measured()
     assert found.keys() == expected.keys()
@@ -394,6 +396,20 @@ def test_a_cost_is_known_only_if_all_of_the_time_had_a_price():
     m = measured(spent=Spending(**known, unpriced_seconds=1.0))
     assert m.cost is None
     assert "price_per_device_hour" in m.provenance["cost"]
+
+
+def test_emissions_are_known_only_if_all_of_the_energy_had_an_intensity():
+    seen = Totals(energy_joules=7.2e6, energy_known_seconds=10.0)
+    known = {"device_seconds": 10.0, "emissions_kg": 0.8, "hardware": seen}
+    m = measured(spent=Spending(**known))
+    assert (m.energy_kwh, m.emissions_kg) == (2, 0.8)
+    assert m.provenance["emissions_kg"].startswith("measured: energy counter, over 100%")
+    m = measured(spent=Spending(**known, unrated_joules=1.0))
+    assert m.emissions_kg is None
+    assert "carbon_intensity" in m.provenance["emissions_kg"]
+    m = measured(spent=Spending(device_seconds=10.0))
+    assert m.emissions_kg is None
+    assert m.provenance["emissions_kg"] == m.provenance["energy_kwh"]
 
 
 def test_own_measures_stand_beside_the_others():

@@ -15,6 +15,8 @@ from lightning_lscore.spending import Spending
 class FakeSampler:
     """Remembers what it was told, and has seen one reading for each stretch of training."""
 
+    watts = 0.0  # each of which lasted an hour
+
     def __init__(self):
         self.told = []
         self.said = {}
@@ -26,7 +28,9 @@ class FakeSampler:
 
     def totals(self):
         readings = self.told.count("resume")
-        return Totals(readings=readings, memory_peak_bytes=7 * bool(readings))
+        joules = self.watts * 3600 * readings
+        peak = 7 * bool(readings)
+        return Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
 
     def reasons(self):
         return self.said
@@ -93,6 +97,17 @@ def test_a_price_makes_a_cost_of_all_devices_training_time():
     later, now = session(before=made.total())
     train(later, now, 10)
     assert (later.total().cost, later.total().unpriced_seconds) == (3.0, 20.0)
+
+
+def test_a_carbon_intensity_makes_emissions_of_the_energy(monkeypatch):
+    """Without one the energy counts as unrated."""
+    monkeypatch.setattr(FakeSampler, "watts", 500.0)
+    made, now = session(carbon_intensity=400.0)
+    train(made, now)
+    assert (made.share().emissions_kg, made.share().unrated_joules) == (0.2, 0.0)
+    later, now = session(before=made.total())
+    train(later, now)
+    assert (later.total().emissions_kg, later.total().unrated_joules) == (0.2, 1.8e6)
 
 
 def test_wall_time_goes_on_while_validating_and_ends_with_the_session():

@@ -28,7 +28,8 @@ TOTALS = st.builds(Totals, **numbers(Totals))
 SPENDING = st.builds(Spending, **numbers(Spending, skip=["hardware"]), hardware=TOTALS)
 
 PLAIN = [f.name for f in fields(Spending) if f.name != "hardware"]
-SUMMED_OVER_RANKS = {"tokens", "samples", "model_flops"}
+OF_ENERGY = {"unrated_joules": 0.0, "emissions_kg": 0.0}
+SUMMED_OVER_RANKS = {"tokens", "samples", "model_flops", *OF_ENERGY}
 
 
 def flat(spending):
@@ -89,7 +90,10 @@ def test_ranks_that_are_alike_grow_alike(before, then, more, ranks):
     now = then.then(more)
     grown = before.then(Spending.over_ranks([then] * ranks)).grown(then, now, ranks)
     exact = before.then(Spending.over_ranks([now] * ranks))
-    assert replace(grown, hardware=Totals()) == replace(exact, hardware=Totals())
+    sampled = {"hardware": Totals(), **OF_ENERGY}
+    assert replace(grown, **sampled) == replace(exact, **sampled)
+    kilograms = before.emissions_kg + ranks * then.emissions_kg + more.emissions_kg
+    assert grown.emissions_kg == kilograms
     readings = before.hardware.readings + ranks * then.hardware.readings + more.hardware.readings
     assert grown.hardware.readings == readings
 
@@ -133,6 +137,12 @@ def test_what_a_dictionary_does_not_hold_is_zero():
     """A checkpoint of an earlier version lacks the newer counters, and one of a later has more."""
     assert Spending.from_dict({}) == Spending()
     assert Spending.from_dict({"tokens": 5, "invented": 1}) == Spending(tokens=5)
+
+
+def test_energy_of_before_there_were_emissions_has_no_carbon_intensity():
+    """Else the emissions of what came after would pass for those of the whole run."""
+    old = Spending.from_dict({"energy_joules": 5.0})
+    assert (old.unrated_joules, old.emissions_kg) == (5.0, 0.0)
 
 
 @pytest.mark.parametrize("name", PLAIN)
