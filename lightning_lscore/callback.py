@@ -39,6 +39,16 @@ from .sharded import counts_here, peers
 from .spending import Spending
 from .token_bytes import make_count_bytes
 
+# What Lightning calls at every step, besides on_train_batch_end.
+_STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
+
+
 class LScore(Callback):
     """Logs the cost-adjusted perplexity L = perplexity(T) · f(D) · f(A) · f(H) at each validation.
 
@@ -154,6 +164,7 @@ class LScore(Callback):
         self._record_path: str | None = None
         self._rates: list[float] | None = None  # at the last validation
         self._warned: set[str] = set()
+        self._skip_idle_hooks()
 
     @property
     def formula_in_force(self) -> Formula | None:
@@ -492,6 +503,19 @@ class LScore(Callback):
             )
 
     # ------------------------------------------------------------------ small things
+
+    def _skip_idle_hooks(self) -> None:
+        """Spares each step the hooks that do nothing: Lightning passes over what is no function.
+
+        Finding and profiling a hook takes it longer than what LScore does in a step.
+        """
+        for name in _STEP_HOOKS:
+            own = getattr(type(self), name)
+            idle = own is getattr(Callback, name) or (
+                own is LScore.on_train_batch_start and self._counted_step is None
+            )
+            if idle:
+                setattr(self, name, None)
 
     def _parameters(self, pl_module: LightningModule) -> ParameterCount:
         # A strategy that shards leaves each process a part; the whole was counted before.

@@ -21,7 +21,11 @@ def find_tokens(batch: Any) -> Tensor | None:
     """
     if isinstance(batch, Tensor):
         return batch if _is_tokens(batch) else None
-    if isinstance(batch, Mapping):
+    if isinstance(batch, (list, tuple)):
+        # The usual case needs no search, which would take longer than all else in a step.
+        if batch and isinstance(batch[0], Tensor) and batch[0].ndim >= 2 and _is_tokens(batch[0]):
+            return batch[0]
+    elif isinstance(batch, Mapping):
         for name in _INPUT_NAMES:
             value = batch.get(name)
             if isinstance(value, Tensor) and _is_tokens(value):
@@ -57,7 +61,8 @@ def integer_tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _is_tokens(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+    dtype = tensor.dtype
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
 class TokenCounter:

@@ -15,6 +15,7 @@ from conftest import HuggingFaceLM, PlainLM, loader, reference_perplexity
 from fake_nvml import FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
@@ -326,6 +327,52 @@ def test_no_forward_or_backward_pass_is_added(trainer):
         trainer(*callbacks, max_epochs=2, num_sanity_val_steps=2).fit(model, loader(8), loader(8))
         counts.append((model.forwards, model.backwards))
     assert counts[0] == counts[1]
+
+
+STEP_HOOKS = {
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+}
+
+
+@pytest.mark.parametrize(
+    ("lscore", "called"),
+    [
+        (lambda: LScore(), {"on_train_batch_end"}),
+        (
+            lambda: LScore(flops_per_token="count"),
+            {"on_train_batch_start", "on_train_batch_end"},
+        ),
+    ],
+)
+def test_a_step_calls_only_the_hooks_that_do_something(lscore, called, trainer):
+    profiler = SimpleProfiler()
+    t = trainer(lscore(), profiler=profiler)
+    t.fit(PlainLM(), loader(8), loader(4))
+    ours = {name.rpartition(".")[2] for name in profiler.recorded_durations if "LScore" in name}
+    assert ours & STEP_HOOKS == called
+
+
+def test_a_subclass_may_use_the_hooks_that_lscore_does_not(trainer):
+    class Mine(LScore):
+        called = 0
+
+        def on_after_backward(self, trainer, pl_module):
+            super().on_after_backward(trainer, pl_module)
+            self.called += 1
+
+        def on_train_batch_start(self, *arguments):
+            super().on_train_batch_start(*arguments)
+            self.called += 1
+
+    lscore = Mine()
+    t = trainer(lscore, max_epochs=1)
+    t.fit(PlainLM(), loader(8), loader(4))
+    assert lscore.called == 2 * t.global_step > 0
 
 
 def test_the_sanity_check_is_ignored(trainer, tmp_path):
