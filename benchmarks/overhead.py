@@ -1,33 +1,42 @@
 #!/usr/bin/env python3
-"""What a callback adds to a training step: fits with and without it, in turns, in one process.
+"""What a callback adds to a training step, and what its thread takes of a core.
 
-Shown are the median step, the median of what was added to the bare fit beside it, and that as a
-share. A fit's start (devices, peak) and its validation are not in it: the clock runs from the end
-of the tenth step to the end of the last.
+Steps: in one fit the callbacks take turns of a few steps each, in an order drawn anew every round,
+so that whatever else the machine does falls on all of them. Shown are the median step, and what was
+added to the bare one: the mean over all rounds, without the tenth of them at either end.
+
+Threads: the CPU time that reading the hardware once a second takes, as a share of one core. In the
+steps' table it is spread over all lines alike.
+
+nvitop's callback and CodeCarbon's tracker are measured where they are installed and can run.
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --steps 3000 --rounds 15
+    python benchmarks/overhead.py --rounds 2000
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_lscore import LScore
+from lightning_lscore.cpu import CpuProbe
+from lightning_lscore.sampler import Sampler
 
-WARM_UP = 10  # steps
+SETTLE = 3  # steps of each turn that do not count: caches, and the meters of the one before
 
 
 class Small(pl.LightningModule):
@@ -47,62 +56,140 @@ class Small(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-class Stopwatch(pl.Callback):
+class Tokens(Dataset):
+    """As many random sequences as asked for, out of a few."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.rows = n, torch.randint(64, (512, 16))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (self.rows[index % 512],)
+
+
+class Turns(pl.Callback):
+    """Gives the Trainer one variant's callbacks at a time, and times its steps."""
+
+    def __init__(self, variants: dict[str, list[pl.Callback]], steps: int, rounds: int) -> None:
+        self.variants, self.steps, self.rounds = variants, steps, rounds
+        self.times: dict[str, list[float]] = {name: [] for name in variants}
+        self.order: list[str] = []
+        self.seen: list[float] = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.others = [c for c in trainer.callbacks if c is not self]
+        self._next(trainer)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        now = time.perf_counter()
-        if batch_idx == WARM_UP:
-            self.start = now
-        self.end = now
+        self.seen.append(time.perf_counter())
+        if len(self.seen) == SETTLE + self.steps + 1:
+            seconds = (self.seen[-1] - self.seen[SETTLE]) / self.steps
+            self.times[self.turn].append(seconds * 1e6)
+            self._next(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.callbacks = [self, *self.others]
+
+    def _next(self, trainer):
+        self.seen.clear()
+        self.order = self.order or random.sample(list(self.variants), len(self.variants))
+        self.turn = self.order.pop()
+        # A list in place would change under Lightning's feet, which is going through it.
+        trainer.callbacks = [self, *self.variants[self.turn]]
 
 
-def fit(callbacks: list[pl.Callback], steps: int, folder: str) -> float:
-    """Microseconds a step."""
-    watch = Stopwatch()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        callbacks=[*callbacks, watch],
-        logger=CSVLogger(folder),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+def steps_table(variants: dict[str, list[pl.Callback]], steps: int, rounds: int) -> None:
+    turns = Turns(variants, steps, rounds)
+    n = (SETTLE + steps + 1) * rounds * len(variants)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=n,
+            accelerator="cpu",
+            callbacks=[turns, *(c for each in variants.values() for c in each)],
+            logger=CSVLogger(folder, flush_logs_every_n_steps=10**9),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Small(), DataLoader(Tokens(8 * n), batch_size=8))
+    print(f"{'a step with':32} {'median':>10} {'added':>10} {'share':>8}")
+    for name, each in turns.times.items():
+        bare = turns.times["nothing"]
+        added = sorted(mine - base for mine, base in zip(each, bare, strict=True))
+        cut = len(added) // 10
+        mean = statistics.fmean(added[cut : len(added) - cut])
+        share = mean / statistics.median(bare)
+        print(f"{name:32} {statistics.median(each):7.1f} us {mean:+7.1f} us {share:+8.1%}")
+
+
+def thread_table(seconds: float) -> None:
+    """The process's CPU time while only the thread runs."""
+    print(f"\n{'a thread, once a second':32} {'of a core':>10}")
+    for name, begin in (("LScore's sampler", our_thread), ("CodeCarbon's tracker", codecarbon)):
+        try:
+            stop = begin()
+        except ImportError:
+            print(f"{name:32} {'absent':>10}")
+            continue
+        time.sleep(2)  # what it does once, at its start
+        cpu, start = time.process_time(), time.monotonic()
+        time.sleep(seconds)
+        share = (time.process_time() - cpu) / (time.monotonic() - start)
+        stop()
+        print(f"{name:32} {share:>10.3%}")
+
+
+def our_thread() -> Callable[[], Any]:
+    sampler = Sampler([CpuProbe()], interval=1.0)
+    sampler.start()
+    sampler.resume()
+    return sampler.stop
+
+
+def codecarbon() -> Callable[[], Any]:
+    from codecarbon import OfflineEmissionsTracker
+
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="DEU", measure_power_secs=1, save_to_file=False, log_level="critical"
     )
-    data = TensorDataset(torch.randint(64, (8 * steps, 16)))
-    trainer.fit(Small(), DataLoader(data, batch_size=8))
-    return (watch.end - watch.start) / (steps - WARM_UP - 1) * 1e6
+    tracker.start()
+    return tracker.stop
+
+
+def nvitops() -> list[pl.Callback]:
+    """Its callback, where there is a GPU that it can read."""
+    try:
+        from nvitop.callbacks.lightning import GpuStatsLogger
+
+        return [GpuStatsLogger()] if torch.cuda.is_available() else []
+    except ImportError:
+        return []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1500, help="steps a fit (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="fits of each (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="steps a turn (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=500, help="turns of each (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="for each thread (%(default)s)")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-
-    variants: dict[str, Callable[[], list[pl.Callback]]] = {
-        "bare": list,
-        "an empty callback": lambda: [pl.Callback()],  # what Lightning's own calls cost
-        "LScore": lambda: [LScore()],
-        "ThroughputMonitor": lambda: [ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0]))],
-        "DeviceStatsMonitor": lambda: [DeviceStatsMonitor(cpu_stats=True)],
+    variants: dict[str, list[pl.Callback]] = {
+        "nothing": [],
+        "an empty callback": [pl.Callback()],  # what Lightning's own calls cost
+        "LScore": [LScore()],
+        "Lightning's ThroughputMonitor": [ThroughputMonitor(batch_size_fn=lambda b: len(b[0]))],
+        "Lightning's DeviceStatsMonitor": [DeviceStatsMonitor(cpu_stats=True)],
     }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with tempfile.TemporaryDirectory() as folder:
-        for make in variants.values():
-            fit(make(), arguments.steps, folder)  # imports and caches
-        for _ in range(arguments.rounds):
-            for name, make in variants.items():
-                times[name].append(fit(make(), arguments.steps, folder))
-    print(f"{'callback':20} {'step':>10} {'added':>10} {'share':>8}")
-    for name, each in times.items():
-        pairs = list(zip(each, times["bare"], strict=True))
-        added = statistics.median(mine - bare for mine, bare in pairs)
-        share = statistics.median(mine / bare - 1 for mine, bare in pairs)
-        print(f"{name:20} {statistics.median(each):7.1f} us {added:+7.1f} us {share:+8.1%}")
+    if found := nvitops():
+        variants["nvitop's GpuStatsLogger"] = found
+    steps_table(variants, arguments.steps, arguments.rounds)
+    thread_table(arguments.seconds)
 
 
 if __name__ == "__main__":
