@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .apple import AppleProbe
 from .cpu import CpuProbe
 from .hardware import Device, Probe, SilentProbe
 from .nvml import cuda_probe
@@ -106,8 +107,17 @@ def probe_of(place: torch.device) -> Probe:
     if place.type == "cpu":
         return cpu
     key = cpu.device.key.replace("cpu:", f"{place}:", 1)
+    if place.type == "mps":
+        return AppleProbe(Device(key=key, name=_apple_name(), kind="mps"))
     device = Device(key=key, name=str(place), kind=place.type)
     return SilentProbe(device, f"no probe reads {place.type} devices")
+
+
+def _apple_name() -> str:
+    try:
+        return str(torch.backends.mps.get_name())  # newer than the oldest torch
+    except (AttributeError, RuntimeError):
+        return "Apple GPU"
 
 
 def _peak(device: Device, root: torch.device, dtype: str, threads: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def examine(
     Args:
         precision: the Trainer's, e.g. ``"bf16-mixed"``: peaks are those of its matrix products.
         seconds: how long each device is read, to see its counters move.
-        probes: of the devices. Default: all GPUs that CUDA shows this process, else the CPU.
+        probes: of the devices. Default: all GPUs that torch shows this process, else the CPU.
         now: monotonic seconds.
     """
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -58,6 +58,8 @@ def examine(
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1:
         yield f"load {load:.1f}: other programs run, so that measured products may be too slow"
     places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        places.append(torch.device("mps"))
     places = places or [torch.device("cpu")]
     found = [probe_of(p) for p in places] if probes is None else probes
     if any(isinstance(probe, NvmlProbe) for probe in found):

@@ -6,8 +6,8 @@ probes of the process once an interval.
 
     Probe.read() ─► Reading ─► Meter.add() ─► Totals      Sampler: the thread, the marks
 
-Vendors live in files of their own (`nvml`, `amd`, `cpu`): these three know no device. Missing is
-None, never 0, and `reasons` says why.
+Vendors live in files of their own (`nvml`, `amd`, `apple`, `cpu`): these three know no device.
+Missing is None, never 0, and `reasons` says why.
 """
 
 from __future__ import annotations

@@ -144,10 +144,10 @@ def test_only_the_owner_of_a_shared_cpu_counts_its_time():
 
 def test_a_device_that_nobody_can_read_still_counts():
     """Its time does, and the record says why there are no readings."""
-    (found,) = find_all([("a", "mps:0", [])])
-    assert keys(found) == ["mps:0:a"]
+    (found,) = find_all([("a", "xla:0", [])])
+    assert keys(found) == ["xla:0:a"]
     (reasons,) = found.sampler.reasons().values()
-    assert set(reasons.values()) == {"no probe reads mps devices"}
+    assert set(reasons.values()) == {"no probe reads xla devices"}
 
 
 def test_a_record_describes_each_device():
