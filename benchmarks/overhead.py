@@ -8,7 +8,8 @@ added to the bare one: the mean over all rounds, without the tenth of them at ei
 Threads: the CPU time that reading the hardware once a second takes, as a share of one core. In the
 steps' table it is spread over all lines alike.
 
-nvitop's callback and CodeCarbon's tracker are measured where they are installed and can run.
+CodeCarbon's tracker is measured where it is installed; nvitop's callback where there are a GPU and
+an nvitop before 1.7, which has none any more.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --rounds 2000
@@ -17,6 +18,7 @@ nvitop's callback and CodeCarbon's tracker are measured where they are installed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
 import statistics
@@ -100,13 +102,16 @@ class Turns(pl.Callback):
         trainer.callbacks = [self, *self.variants[self.turn]]
 
 
-def steps_table(variants: dict[str, list[pl.Callback]], steps: int, rounds: int) -> None:
+def steps_table(
+    accelerator: str, variants: dict[str, list[pl.Callback]], steps: int, rounds: int
+) -> None:
     turns = Turns(variants, steps, rounds)
     n = (SETTLE + steps + 1) * rounds * len(variants)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=n,
-            accelerator="cpu",
+            accelerator=accelerator,
+            devices=1,
             callbacks=[turns, *(c for each in variants.values() for c in each)],
             logger=CSVLogger(folder, flush_logs_every_n_steps=10**9),
             enable_checkpointing=False,
@@ -114,7 +119,7 @@ def steps_table(variants: dict[str, list[pl.Callback]], steps: int, rounds: int)
             enable_model_summary=False,
         )
         trainer.fit(Small(), DataLoader(Tokens(8 * n), batch_size=8))
-    print(f"{'a step with':32} {'median':>10} {'added':>10} {'share':>8}")
+    print(f"\n{f'a step on {accelerator} with':32} {'median':>10} {'added':>10} {'share':>8}")
     for name, each in turns.times.items():
         bare = turns.times["nothing"]
         added = sorted(mine - base for mine, base in zip(each, bare, strict=True))
@@ -158,14 +163,20 @@ def codecarbon() -> Callable[[], Any]:
     return tracker.stop
 
 
-def nvitops() -> list[pl.Callback]:
-    """Its callback, where there is a GPU that it can read."""
-    try:
-        from nvitop.callbacks.lightning import GpuStatsLogger
+def variants_on(accelerator: str) -> dict[str, list[pl.Callback]]:
+    variants: dict[str, list[pl.Callback]] = {
+        "nothing": [],
+        "an empty callback": [pl.Callback()],  # what Lightning's own calls cost
+        "LScore": [LScore()],
+        "Lightning's ThroughputMonitor": [ThroughputMonitor(batch_size_fn=lambda b: len(b[0]))],
+        "Lightning's DeviceStatsMonitor": [DeviceStatsMonitor(cpu_stats=True)],
+    }
+    if accelerator == "cuda":
+        with contextlib.suppress(ImportError):
+            from nvitop.callbacks.lightning import GpuStatsLogger
 
-        return [GpuStatsLogger()] if torch.cuda.is_available() else []
-    except ImportError:
-        return []
+            variants["nvitop's GpuStatsLogger"] = [GpuStatsLogger()]
+    return variants
 
 
 def main() -> None:
@@ -179,16 +190,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    variants: dict[str, list[pl.Callback]] = {
-        "nothing": [],
-        "an empty callback": [pl.Callback()],  # what Lightning's own calls cost
-        "LScore": [LScore()],
-        "Lightning's ThroughputMonitor": [ThroughputMonitor(batch_size_fn=lambda b: len(b[0]))],
-        "Lightning's DeviceStatsMonitor": [DeviceStatsMonitor(cpu_stats=True)],
-    }
-    if found := nvitops():
-        variants["nvitop's GpuStatsLogger"] = found
-    steps_table(variants, arguments.steps, arguments.rounds)
+    for accelerator in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+        steps_table(accelerator, variants_on(accelerator), arguments.steps, arguments.rounds)
     thread_table(arguments.seconds)
 
 
