@@ -153,3 +153,13 @@ def test_the_sum_over_ranks_is_exact():
     assert (whole.nll_sums, whole.tokens, whole.bytes) == ((4.0,), (7,), (25,))
     assert (whole.fingerprints, whole.longest) == (("0000000002",), (9,))
     assert whole.to_dict()["bytes"] == [25]
+
+
+def test_taking_in_a_batch_does_not_wait_for_a_gpu():
+    """Tensors without data refuse whatever would look at their values."""
+    labels = torch.zeros(2, 64, device="meta", dtype=torch.int64)
+    held_out = HeldOut(-100, labels.device)
+    for _ in range(2):
+        held_out.update(torch.zeros(2, 64, 500, device="meta"), labels)
+    with pytest.raises(RuntimeError, match="meta"):
+        held_out.numbers()

@@ -483,6 +483,19 @@ def test_two_ranks_give_the_token_weighted_perplexity(tmp_path: Path):
         assert local == 6 * (rank + 1)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_off_the_cpu_nothing_depends_on_values(compile):
+    """So that no update waits for a GPU: tensors without data refuse whatever would."""
+    logits = torch.zeros(2, 64, 50257, device="meta", dtype=torch.bfloat16)
+    labels = torch.zeros(2, 64, device="meta", dtype=torch.int64)
+    metric = Perplexity(compile=compile).to("meta")
+    metric.update(logits, labels)
+    metric.update(logits[:, :-1], labels[:, 1:])
+    assert metric.nll_sum.device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        metric.compute()
+
+
 # --------------------------------------------------------------------------------- compiled kernel
 
 
