@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -109,8 +110,22 @@ def probe_of(place: torch.device) -> Probe:
     key = cpu.device.key.replace("cpu:", f"{place}:", 1)
     if place.type == "mps":
         return AppleProbe(Device(key=key, name=_apple_name(), kind="mps"))
-    device = Device(key=key, name=str(place), kind=place.type)
+    name = str(place)
+    if place.type == "xla":
+        name, ordinal = _tpu()
+        key = f"{key}:{ordinal}"  # each process calls its own core xla:0
+    device = Device(key=key, name=name, kind=place.type)
     return SilentProbe(device, f"no probe reads {place.type} devices")
+
+
+def _tpu() -> tuple[str, int]:
+    """The accelerator type, by which Lightning too knows a TPU, and the number among all cores."""
+    try:
+        tpu = importlib.import_module("torch_xla._internal.tpu")
+        ordinal = importlib.import_module("torch_xla.runtime").global_ordinal()
+        return str(tpu.get_tpu_env()["ACCELERATOR_TYPE"]).split("-")[0], int(ordinal)
+    except Exception:  # no TPU, or no answer from the server that knows its type
+        return "xla", 0
 
 
 def _apple_name() -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -8,9 +9,9 @@ import torch
 from torch import nn
 
 from lightning_lscore import devices
-from lightning_lscore.devices import Devices, compute_dtype, find_devices
+from lightning_lscore.devices import Devices, compute_dtype, find_devices, probe_of
 from lightning_lscore.hardware import Device, SilentProbe
-from lightning_lscore.peaks import Peak
+from lightning_lscore.peaks import Peak, peak_flops
 
 HERE = threading.local()  # which host and with how many threads the rank of this thread is
 
@@ -145,9 +146,28 @@ def test_only_the_owner_of_a_shared_cpu_counts_its_time():
 def test_a_device_that_nobody_can_read_still_counts():
     """Its time does, and the record says why there are no readings."""
     (found,) = find_all([("a", "xla:0", [])])
-    assert keys(found) == ["xla:0:a"]
+    assert keys(found) == ["xla:0:a:0"]
     (reasons,) = found.sampler.reasons().values()
     assert set(reasons.values()) == {"no probe reads xla devices"}
+
+
+def test_cores_of_a_tpu_are_told_apart_and_named_by_their_type(monkeypatch):
+    """torch calls each of them xla:0, and has no name for it."""
+    HERE.host, HERE.rank = "a", 0
+    cores = iter([0, 1])
+    for name, module in {
+        "torch_xla": SimpleNamespace(),
+        "torch_xla._internal": SimpleNamespace(),
+        "torch_xla._internal.tpu": SimpleNamespace(
+            get_tpu_env=lambda: {"ACCELERATOR_TYPE": "v5litepod-8"}
+        ),
+        "torch_xla.runtime": SimpleNamespace(global_ordinal=lambda: next(cores)),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    devices = [probe_of(torch.device("xla:0")).device for _ in range(2)]
+    assert len({device.key for device in devices}) == 2
+    assert {device.name for device in devices} == {"v5litepod"}
+    assert peak_flops("v5litepod", "bfloat16") is not None
 
 
 def test_a_record_describes_each_device():
