@@ -240,9 +240,16 @@ class Capture:
         if self._seen is not None and self._seen.shifted:
             self.source += "; labels as an encoder-decoder model has them"
             return True
-        if self._detected is None and tokens is not None:
-            self._detected = alignment(labels, tokens)
-        self.guessed = self._detected is None
+        if self._detected is None:
+            # To look waits for a GPU: not at every batch of a set that tells nothing.
+            counts = self.guessed or bool((whole(labels) != self._ignore_index).any())
+            if counts and tokens is not None:
+                self._detected = alignment(labels, tokens)
+            # Where no label counts there is nothing to tell, nor to guess.
+            self.guessed = self._detected is None and (counts or self.guessed)
+            if self._detected is None and not self.guessed:
+                self.source += "; this rank saw no label that counts"
+                return False
         shifted = bool(self._detected)
         how = "taken as" if self.guessed else "found to be"
         self.source += f"; labels {how} {'already' if shifted else 'not'} shifted"

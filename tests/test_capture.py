@@ -282,6 +282,36 @@ def test_what_cannot_be_recognised_is_said_and_may_be_declared(trainer):
     assert (guessed["lscore/validation_tokens"], said["lscore/validation_tokens"]) == (70, 77)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 0])
+def test_a_batch_without_a_label_that_counts_is_no_guess(ignore_index):
+    """As a rank may have that got nothing but prompts; what was guessed before stays guessed."""
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    nothing = torch.full_like(tokens, ignore_index)
+    capture, said = Capture(ignore_index=ignore_index), []
+    for labels in (nothing[:0], nothing, tokens + 9, nothing, tokens, nothing):
+        batch = {"input_ids": tokens[: len(labels)]}
+        capture.start_batch(batch, lambda logits, targets: None)
+        logits = torch.zeros(*labels.shape, VOCABULARY)
+        capture.end_batch(None, {"logits": logits, "labels": labels}, batch)
+        said.append((capture.guessed, capture.source.split("; ")[1]))
+    none, guess = "this rank saw no label that counts", "labels taken as not shifted"
+    found = "labels found to be not shifted"
+    assert said == [(False, none)] * 2 + [(True, guess)] * 2 + [(False, found)] * 2
+
+
+def test_a_rank_whose_labels_are_all_ignored_does_not_warn(trainer):
+    class Prompts(PlainLM):
+        def validation_step(self, batch, batch_idx):
+            labels = batch["labels"] if batch_idx else torch.full_like(batch["labels"], -100)
+            return {"logits": self(batch["input_ids"]), "labels": labels}
+
+    lscore = LScore()
+    with pytest.raises(ValueError, match="counted no token"):
+        trainer(lscore).validate(Prompts(), loader(4), verbose=False)  # as rank 0 has it alone
+    (result,) = trainer(lscore).validate(Prompts(), loader(8), verbose=False)
+    assert result["lscore/validation_tokens"] == 4 * 11
+
+
 def test_logits_and_labels_cut_to_match_are_recognised(trainer):
     class Cut(PlainLM):
         def validation_step(self, batch, batch_idx):
