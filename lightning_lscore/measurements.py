@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -32,7 +33,7 @@ def _measure(
     return field(default=None, metadata=metadata)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Measurements:
     """What one validation measured. Every field is optional; units are in the names.
 
@@ -135,8 +136,9 @@ class Measurements:
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _checked(name, value))
+            value = getattr(self, name)
+            if value is not None and (checked := _checked(name, value)) is not value:
+                object.__setattr__(self, name, checked)
         for name in ("to_level", "own"):
             values = {str(k): _checked(k, v) for k, v in getattr(self, name).items()}
             object.__setattr__(self, name, values)
@@ -218,6 +220,9 @@ def _checked(name: str, value: Any) -> float:
     Raises:
         ValueError: if it is none, or negative, or not finite where it must be.
     """
+    # So are nearly all, and a long file has millions. Neither bool nor numpy's.
+    if type(value) in (float, int) and 0 <= value <= sys.float_info.max:
+        return value  # type: ignore[no-any-return]
     spec = MEASURES.get(name, {})
     number = as_number(value)
     if number is None:
@@ -240,6 +245,8 @@ def _checked(name: str, value: Any) -> float:
 
 def as_number(value: Any) -> float | None:
     """A real number as a float; None for anything else, bools and what overflows included."""
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -111,14 +111,20 @@ class Record:
         return json.dumps(_strict(line), allow_nan=False)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str, before: Record | None = None) -> Record:
         """The inverse of :meth:`to_json`, also of lines that have less, as early ones do.
 
         Measures of a later version are passed over.
 
+        Args:
+            line: of a record file.
+            before: the record of the line before, if there is one. What equals a part of it is
+                held once by both: most of a long file's memory.
+
         Raises:
             ValueError: if the line is not a record of a known schema.
         """
+        held = before and before.measurements.provenance
         try:
             data = json.loads(line)
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
@@ -126,7 +132,7 @@ class Record:
             score = data["score"]
             measured = {k: _number(v) for k, v in data["measurements"].items()}
             return cls(
-                run=str(data["run"]),
+                run=sys.intern(str(data["run"])),
                 batch=int(data["batch"]),
                 step=int(data["step"]),
                 epoch=int(data["epoch"]),
@@ -135,18 +141,18 @@ class Record:
                     measured,
                     level=_part(data.get("level"), "level"),
                     own=dict(data.get("own", {})),
-                    provenance=_interned(dict(data["provenance"])),
+                    provenance=_shared(dict(data["provenance"]), held),
                 ),
                 score=Score(
                     **{k: _part(score[k], k) for k in ("perplexity", "f_D", "f_A", "f_H")},
                     missing=tuple(map(str, score["missing"])),
                 ),
-                formula=dict(data["formula"]),
-                evaluation=dict(data["evaluation"]),
+                formula=_shared(dict(data["formula"]), before and before.formula),
+                evaluation=_shared(dict(data["evaluation"]), before and before.evaluation),
                 lost_device_hours=_hours(data.get("lost_device_hours", 0.0)),
                 prediction=_prediction(data.get("prediction", {})),
-                devices=tuple(dict(d) for d in data["devices"]),
-                versions=dict(data["versions"]),
+                devices=_shared(tuple(map(dict, data["devices"])), before and before.devices),
+                versions=_shared(dict(data["versions"]), before and before.versions),
             )
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
@@ -209,10 +215,9 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
             if not line.endswith("\n"):
                 break
             try:
-                record = Record.from_json(line)
+                record = before = Record.from_json(line, before)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-            record = before = _sharing(record, before)
             mine = kept.setdefault(record.run, [])
             while mine and mine[-1][0] >= record.batch:  # each is taken out once: linear in all
                 records[mine.pop()[1]] = None
@@ -231,13 +236,6 @@ def read_run(path: str | os.PathLike[str]) -> list[Record]:
     if not records:
         raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
     return [r for r in records if r.run == records[-1].run]
-
-
-def _sharing(record: Record, before: Record | None) -> Record:
-    """The record, with what equals the one before held once: most of a long file's memory."""
-    names = ("run", "formula", "evaluation", "devices", "versions")
-    same = {n: getattr(before, n) for n in names if getattr(record, n) == getattr(before, n, None)}
-    return replace(record, **same)
 
 
 def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:
@@ -320,9 +318,13 @@ def _part(value: Any, name: str) -> float | None:
     return as_number(number)
 
 
-def _interned(words: dict[str, Any]) -> dict[str, Any]:
-    # Each line repeats the same words: a long file would hold them a million times.
-    return {sys.intern(k): sys.intern(v) if type(v) is str else v for k, v in words.items()}
+def _shared(part: Any, before: Any) -> Any:
+    if part == before:
+        return before
+    if isinstance(part, dict):  # words at least: the lines of a file have the same ones
+        words = part.items()
+        return {sys.intern(k): sys.intern(v) if type(v) is str else v for k, v in words}
+    return part
 
 
 def _hours(value: Any) -> float:
