@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib.util
 import json
@@ -281,6 +282,71 @@ def test_an_interrupted_run_goes_on_where_it_was(by, ends_with, steps, fit, tmp_
     assert len({r.run for r in records}) == 1
 
 
+class InterruptedInValidation(PlainLM):
+    """The second validation does not come to its end."""
+
+    def validation_step(self, batch, batch_idx):
+        if self.global_step == 4 and batch_idx == 1:
+            fail()
+        return super().validation_step(batch, batch_idx)
+
+
+def test_an_exception_in_a_validation_costs_that_validation_alone(trainer, tmp_path):
+    """Lightning makes up for as many batches as were left, but the first ones: this is said."""
+    data, options = (loader(40), loader(8)), {"max_epochs": -1, "val_check_interval": 2}
+    save = ModelCheckpoint(
+        tmp_path / "c", "{step}", every_n_train_steps=100, save_on_exception=True
+    )
+    with pytest.raises(RuntimeError, match="the user's own"):
+        trainer(LScore(), save, max_steps=6, **options).fit(InterruptedInValidation(), *data)
+    assert [r.step for r in read_records(tmp_path)] == [2]
+    (saved,) = (tmp_path / "c").glob("*.ckpt")
+    assert state_of(saved)["spent"]["tokens"] == 4 * STEP
+    with pytest.warns(UserWarning, match="counted other held-out tokens than at the validation"):
+        trainer(LScore(), max_steps=6, **options).fit(PlainLM(), *data, ckpt_path=str(saved))
+    records = read_records(tmp_path)
+    assert [(r.step, r.measurements.tokens) for r in records] == [(n, n * STEP) for n in (2, 4, 6)]
+    assert [r.measurements.validation_tokens for r in records] == [88, 44, 88]
+
+
+class PressesAgain(pl.Callback):
+    def on_exception(self, trainer, pl_module, exception):
+        press_ctrl_c()
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_ctrl_c_twice_is_as_ctrl_c_once(order, fit, tmp_path, handlers):
+    """The second while the callbacks are told of the first, before LScore and after it."""
+    lscore, again = LScore(), PressesAgain()
+    callbacks = [again, lscore] if order else [lscore, again]
+    with pytest.raises(SystemExit):
+        fit(6, lscore=callbacks[0], others=callbacks[1:], model=Interrupted(press_ctrl_c))
+    assert not [t for t in threading.enumerate() if "lscore" in t.name]
+    assert [r.step for r in read_records(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_stopped_between_the_batches_of_a_step_goes_on_counting(fit, tmp_path):
+    """Gradient accumulation: the batches before the stop are in the checkpoint, the step is not."""
+
+    class Stops(PlainLM):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 4:
+                fail()
+            return super().training_step(batch, batch_idx)
+
+    options = {"accumulate_grad_batches": 3, "val_check_interval": 3}
+    with pytest.raises(RuntimeError, match="the user's own"):
+        fit(3, model=Stops(), every=100, **options)
+    (saved,) = (tmp_path / "c").glob("*.ckpt")
+    spent = state_of(saved)["spent"]
+    assert (spent["batches"], spent["tokens"]) == (4, 4 * STEP)
+    record = fit(3, str(saved), **options).last_record
+    assert record.measurements.tokens == record.batch * STEP
+    records = read_records(tmp_path)
+    assert [r.batch for r in records] == sorted({r.batch for r in records})
+    assert len({r.run for r in records}) == 1
+
+
 def test_a_run_that_slurm_requeues_goes_on_where_it_was(trainer, tmp_path, monkeypatch, handlers):
     """Lightning saves in the signal's handler, in the middle of a step, and resumes by itself."""
     (tmp_path / "bin").mkdir()
@@ -479,6 +545,42 @@ def test_a_gpu_that_falls_off_the_bus_costs_its_readings_not_the_run(fit, tmp_pa
     assert int(covered[1]) < 100
 
 
+def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_path, monkeypatch):
+    """With another peak, and a counter that stands elsewhere: neither is taken for spending."""
+
+    def on(name, millijoules):
+        gpu = FakeGpu(energy_millijoules=millijoules)
+        driver = FakeNvml([gpu]).install(monkeypatch)
+        device = Device(key=gpu.uuid, name=name, kind="cuda")
+        monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+
+        class Draws(PlainLM):
+            def on_train_batch_start(self, batch, batch_idx):
+                deadline = time.monotonic() + 20
+                while not driver.calls["nvmlDeviceGetMemoryInfo"] and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                gpu.energy_millijoules += 5_000
+
+        return Draws()
+
+    fit(5, model=on("NVIDIA H100 80GB HBM3", 10**9))
+    checkpoint = tmp_path / "c" / "step=3.ckpt"
+    before = state_of(checkpoint)["spent"]
+    first = read_records(tmp_path)[2].measurements
+    model = on("NVIDIA A100-SXM4-80GB", 7)
+    last = fit(6, str(checkpoint), model=model).last_record
+    peak = last.devices[0]["peak_flops"]
+    assert peak != read_records(tmp_path)[0].devices[0]["peak_flops"]
+    # The checkpoint of a step is saved before its validation, whose time counts as well.
+    m = last.measurements
+    seconds = 3600 * (m.device_hours - max(first.device_hours, before["device_seconds"] / 3600))
+    earlier = max(first.capacity_flops, before["capacity_flops"])
+    assert m.capacity_flops == pytest.approx(earlier + seconds * peak)
+    joules = 3.6e6 * m.energy_kwh
+    assert before["energy_joules"] > 0
+    assert before["energy_joules"] < joules <= before["energy_joules"] + 3 * 5 * (1 + 1e-9)
+
+
 def test_a_system_clock_that_jumps_changes_no_measure(fit, tmp_path, monkeypatch):
     """By a year back and forth, as after a suspended machine or a wrong time server."""
     year = 365 * 24 * 3600.0
@@ -575,6 +677,74 @@ def test_the_tuner_leaves_the_counters_alone(trainer, tmp_path):
     assert len(read_records(tmp_path)) == 1
 
 
+def test_a_run_that_was_tuned_is_fitted_and_resumed(fit, trainer, tmp_path):
+    """Trying rates saves a checkpoint and goes back to it, LScore's state and all."""
+    save = ModelCheckpoint(tmp_path / "c", "{step}", every_n_train_steps=1, save_top_k=-1)
+    model, data = PlainLM(), (loader(40), loader(4))
+    t = trainer(LScore(), save, max_steps=3, max_epochs=-1, val_check_interval=1)
+    Tuner(t).lr_find(model, *data, num_training=4, min_lr=1e-3, max_lr=0.1)
+    t.fit(model, *data)
+    last = fit(5, str(tmp_path / "c" / "step=3.ckpt")).last_record
+    assert (last.measurements.tokens, last.batch) == (5 * STEP, 5)
+    records = read_records(tmp_path)
+    assert [r.step for r in records] == [1, 2, 3, 4, 5]
+    assert len({r.run for r in records}) == 1
+
+
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+def test_validations_before_and_between_fits_are_no_part_of_the_run(
+    with_checkpoint, trainer, tmp_path
+):
+    save = ModelCheckpoint(tmp_path / "c", "{step}", every_n_train_steps=1, save_top_k=-1)
+    lscore, model, data = LScore(), PlainLM(), (loader(8), loader(4))
+    t = trainer(lscore, save)
+    (before,) = t.validate(model, data[1], verbose=False)
+    assert "L" not in before
+    t.fit(model, *data)
+    path = str(tmp_path / "c" / "step=1.ckpt") if with_checkpoint else None
+    (between,) = t.validate(model, data[1], ckpt_path=path, verbose=False)
+    at_the_end = lscore.last_record.score.perplexity
+    assert (between["perplexity"] != at_the_end) == with_checkpoint
+    assert before["perplexity"] not in (between["perplexity"], at_the_end)
+    t.fit_loop.max_epochs = 2
+    t.fit(model, *data)
+    records = read_records(tmp_path)
+    assert [r.measurements.tokens for r in records] == [2 * STEP, 4 * STEP]
+    assert [r.batch for r in records] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"limit_val_batches": 1.0}, 88),
+        ({"limit_val_batches": 0.5}, 44),
+        ({"limit_val_batches": 1}, 44),
+        ({"fast_dev_run": True}, 44),
+        (
+            {
+                "barebones": True,
+                "default_root_dir": None,
+                "log_every_n_steps": None,
+                "num_sanity_val_steps": None,
+            },
+            88,
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_was_validated_is_counted_whatever_the_limits(
+    options, tokens, trainer, tmp_path, monkeypatch
+):
+    """A trial and a bare run are scored, and leave no file."""
+    monkeypatch.chdir(tmp_path)
+    lscore = LScore()
+    trainer(lscore, **options).fit(PlainLM(), loader(8), loader(8))
+    assert lscore.last_record.measurements.validation_tokens == tokens
+    assert lscore.last_record.L is not None
+    written = "limit_val_batches" in options
+    assert [p.name for p in tmp_path.iterdir()] == [RECORD_FILE] * written
+
+
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -646,7 +816,7 @@ def test_a_callback_used_by_two_trainers_counts_each_run_from_zero(trainer, tmp_
 
 def test_testing_a_checkpoint_logs_nothing_and_leaves_the_counters_alone(fit, trainer, tmp_path):
     class Tested(PlainLM):
-        def test_step(self, batch, batch_idx):
+        def test_step(self, batch, batch_idx, dataloader_idx=0):  # noqa: PT028
             return self.validation_step(batch, batch_idx)
 
     fit(3)
@@ -654,15 +824,28 @@ def test_testing_a_checkpoint_logs_nothing_and_leaves_the_counters_alone(fit, tr
     checkpoint = str(tmp_path / "c" / "step=2.ckpt")
     lscore = LScore()
     t = trainer(lscore)
-    (tested,) = t.test(Tested(), loader(4), ckpt_path=checkpoint, verbose=False)
+    for several in (loader(4), [loader(4), loader(8)]):
+        tested = t.test(Tested(), several, ckpt_path=checkpoint, verbose=False)
+        assert not any(tested)
     (validated,) = t.validate(Tested(), loader(4), ckpt_path=checkpoint, verbose=False)
-    assert tested == {}
     at_2 = read_records(tmp_path)[1]
     assert validated["perplexity"] == pytest.approx(at_2.score.perplexity)
     assert lscore.last_record is None
     assert (tmp_path / RECORD_FILE).read_bytes() == before
     trainer(lscore, default_root_dir=tmp_path / "new").fit(PlainLM(), loader(8), loader(4))
     assert lscore.last_record.measurements.tokens == 2 * STEP
+
+
+def test_nothing_that_could_run_code_is_loaded():
+    """State and records are plain numbers and text: Lightning alone opens checkpoints."""
+    for file in (HERE.parent / "lightning_lscore").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        names = {n.name.split(".")[0] for x in ast.walk(tree) if isinstance(x, ast.Import)
+                 for n in x.names}  # fmt: skip
+        names |= {x.module for x in ast.walk(tree) if isinstance(x, ast.ImportFrom)}
+        assert not names & {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}, file
+        called = [ast.unparse(x.func) for x in ast.walk(tree) if isinstance(x, ast.Call)]
+        assert not {"torch.load", "eval", "exec", "load_checkpoint"} & {*called}, file
 
 
 # ---------------------------------------------------------------------- the page
