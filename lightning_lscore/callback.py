@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from .both import Callback
@@ -225,7 +226,7 @@ class LScore(Callback):
             ranks=trainer.world_size // peers(mesh),
             counts=counts_here(mesh, None),
             batches_per_epoch=trainer.num_training_batches,
-            flops=self._flops(pl_module),
+            flops=self._flops(trainer),
             count_tokens=self._count_tokens,
             price_per_device_hour=self._price,
             carbon_intensity=self._carbon_intensity,
@@ -382,7 +383,7 @@ class LScore(Callback):
         own: Mapping[str, float],
         session: Session,
     ) -> Record:
-        run, parameters = self._run, self._parameters(pl_module)
+        run, parameters = self._run, self._parameters(trainer)
         batches = trainer.num_training_batches
         measurements = measure(
             evaluation,
@@ -517,16 +518,18 @@ class LScore(Callback):
             if idle:
                 setattr(self, name, None)
 
-    def _parameters(self, pl_module: LightningModule) -> ParameterCount:
+    def _parameters(self, trainer: Trainer) -> ParameterCount:
         # A strategy that shards leaves each process a part; the whole was counted before.
-        now = count_parameters(pl_module)
+        now = count_parameters(_wrapped(trainer))
         return max(now, self._unsharded, key=lambda count: count.total)
 
-    def _flops(self, pl_module: LightningModule) -> FlopsModel:
+    def _flops(self, trainer: Trainer) -> FlopsModel:
         if self._given_flops is not None:
             return self._given_flops
-        whole = count_parameters(pl_module).total >= self._unsharded.total
-        return flops_of(pl_module) if whole else self._unsharded_flops
+        now, before = count_parameters(_wrapped(trainer)), self._unsharded
+        if now == before or now.total < before.total:
+            return self._unsharded_flops  # FSDP1 makes one parameter of several
+        return flops_of(_wrapped(trainer))
 
     def _find_record_path(self, trainer: Trainer) -> str | None:
         directory = trainer.log_dir  # asks the other ranks, so all must ask
@@ -538,3 +541,10 @@ class LScore(Callback):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"LScore {message}")
+
+
+def _wrapped(trainer: Trainer) -> Module:
+    """The model as the strategy has it: what FSDP1 knows of its shards is outside of the module."""
+    model = trainer.model
+    assert model is not None
+    return model

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from .parameters import size
+from .parameters import sizes
 
 # FLOP per parameter and token (Kaplan et al. 2020, section 2.1): 2 forward, 2 that pass the
 # gradient on to what lies below, 2 for the parameter's own gradient.
@@ -68,7 +68,7 @@ class FlopsModel:
 
 
 def flops_of(module: nn.Module) -> FlopsModel:
-    """The FLOP per token of a model, before it is wrapped by FSDP1 (see ``count_parameters``).
+    """The FLOP per token of a model, best before FSDP1 makes one parameter of several.
 
     In general 6 for each trainable parameter and 4 for each frozen one. More is known of the
     transformers models in ``module``:
@@ -115,12 +115,12 @@ def _per_token(module: nn.Module, models: Sequence[_Model]) -> float:
     for model in models:
         shares.update(model.shares)
         no_backward |= model.no_backward
-    total = 0.0
+    total, whole = 0.0, sizes(module)
     for p in module.parameters():
         flops = _FORWARD
         if id(p) not in no_backward:
             flops += _PASS_ON + (_LEARN if p.requires_grad else 0)
-        total += flops * size(p) * shares.get(id(p), 1.0)
+        total += flops * whole[id(p)] * shares.get(id(p), 1.0)
     return total
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -16,20 +18,31 @@ class ParameterCount:
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Counts the parameters of ``module``.
-
-    ``parameters()`` already yields tied ones once; a DTensor's ``numel`` is that of the whole
-    tensor; DeepSpeed's ZeRO-3 leaves empty tensors that know their real size as ``ds_numel``.
-    FSDP1's flat parameters hold only the local shard: count before it wraps the model.
-    """
+    """Counts the parameters of ``module``: all of the strategy's model, where FSDP1 wraps it."""
+    whole = sizes(module)
     trainable = total = 0
     for parameter in module.parameters():
-        n = size(parameter)
+        n = whole[id(parameter)]
         total += n
         trainable += n if parameter.requires_grad else 0
     return ParameterCount(trainable, total)
 
 
-def size(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter, over all of its shards."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+def sizes(module: nn.Module) -> dict[int, int]:
+    """Numbers in each parameter of ``module``, over all of its shards, by the parameter's id.
+
+    ``parameters()`` already yields tied ones once; a DTensor's ``numel`` is that of the whole
+    tensor; DeepSpeed's ZeRO-3 leaves empty tensors that know their real size as ``ds_numel``.
+    FSDP1 leaves local shards, and keeps the shapes that they had beside the flat parameter.
+    """
+    found = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()}
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for part in module.modules() if fsdp is not None else ():
+        if isinstance(part, fsdp.FullyShardedDataParallel) and part._flat_param is not None:
+            flat = part._flat_param
+            whole = [shape.numel() for shape in flat._shapes]
+            if flat._params is None:  # use_orig_params=False: it stands for all of them
+                found[id(flat)] = sum(whole)
+            else:
+                found.update(zip(map(id, flat._params), whole, strict=True))
+    return found

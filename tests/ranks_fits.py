@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from conftest import PlainLM, Sequences
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, IterableDataset
@@ -41,9 +41,10 @@ GATHERED: list[int] = []
 def note_what_is_gathered() -> None:
     gather = dist.all_gather
 
-    def noted(tensors, tensor, *args, **kwargs):
-        GATHERED.append(tensor.numel())
-        return gather(tensors, tensor, *args, **kwargs)
+    def noted(tensors, tensor, group=None):
+        if group is None:  # FSDP1, which gathers its shards in this way too, names a group
+            GATHERED.append(tensor.numel())
+        return gather(tensors, tensor, group=group)
 
     dist.all_gather = noted
 
@@ -84,6 +85,7 @@ class Report(pl.Callback):
 
     def on_train_end(self, trainer, pl_module):
         self._mark("end")
+        self.seen["held"] = sum(p.numel() for p in pl_module.parameters())
         if self.lscore is not None:
             self.seen["spent"] = self.lscore.state_dict()["spent"]
         path = self.path.with_name(f"{self.path.name}-{trainer.global_rank}.json")
@@ -166,6 +168,35 @@ class FullySharded(Still):
         fully_shard(self, mesh=mesh)
 
 
+class Flattened(Still):
+    """For FSDP1: the layer that learns has 561 parameters, so its shards are padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding.requires_grad_(False)
+        self.head = torch.nn.Linear(16, 33).double()
+
+    def training_step(self, batch, batch_idx):
+        return self(batch["input_ids"]).logsumexp(-1).mean()
+
+    def configure_optimizers(self):
+        # With momentum, as FSDPStrategy restores no optimizer that has no state.
+        return torch.optim.SGD(self.trainer.model.parameters(), lr=0.0, momentum=0.9)
+
+
+class FlattenedLate(Flattened):
+    """Its layers are made when Lightning asks for them, after it has set up the callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = [self.embedding, self.head]
+        del self.embedding, self.head
+
+    def configure_model(self):
+        if self.late:
+            self.head, self.embedding = self.late.pop(), self.late.pop()
+
+
 class Parallel(Still):
     """The last layer's words are spread over the tensor-parallel processes."""
 
@@ -190,6 +221,24 @@ class Copied(Parallel):
     layout, local = Replicate(), True
 
 
+# ------------------------------------------------------------------------------------- strategies
+
+
+class FSDP1(FSDPStrategy):
+    """On CPU, which Lightning refuses to FSDPStrategy itself, though not to its subclasses."""
+
+    def _setup_model(self, model):
+        # Lightning has made float32 of the weights. That changed none, as they were made in it.
+        return FullyShardedDataParallel(
+            model.double(), device_id=torch.device("cpu"), **self.kwargs
+        )
+
+
+def flattened(use_orig_params: bool) -> Callable[..., Strategy]:
+    """The last layer is sharded by itself, in a model whose rest is too."""
+    return lambda *_: FSDP1(auto_wrap_policy={torch.nn.Linear}, use_orig_params=use_orig_params)
+
+
 # ------------------------------------------------------------------------------------- fits
 
 
@@ -202,7 +251,8 @@ class Case:
     model: type[Still] = Still
     peers: int = 1
     """Tensor-parallel processes that share each batch."""
-    sharded: bool = False
+    strategy: Callable[[int, int], Strategy | str] = lambda *_: "ddp"
+    """On several processes: ranks with batches of their own, peers -> strategy."""
     alone: type[Still] = Still
     """What ``model`` is on one process."""
 
@@ -236,39 +286,66 @@ CASES = {
     "an idle last rank": Case(TRAIN, streamed(7, 1, idle=-1)),
     "an idle first rank": Case(TRAIN, streamed(7, 1, idle=0)),
     "a rank without labels": Case(TRAIN, sized(PartlyLabelled, 8, 1)),
-    "FSDP2": Case(TRAIN, UNEVEN, model=FullySharded, sharded=True),
-    "tensor parallel": Case(
-        TRAIN, UNEVEN, {"val_check_interval": 2}, model=Parallel, peers=2, sharded=True
+    "FSDP1": Case(
+        TRAIN, UNEVEN, model=Flattened, strategy=flattened(use_orig_params=True), alone=Flattened
     ),
-    "tensor parallel copies": Case(TRAIN, UNEVEN, model=Copied, peers=2, sharded=True),
+    "FSDP1 without the original parameters": Case(
+        TRAIN, UNEVEN, model=Flattened, strategy=flattened(use_orig_params=False), alone=Flattened
+    ),
+    **{
+        f"FSDP1 of a late model, use_orig_params={original}": Case(
+            TRAIN,
+            UNEVEN,
+            model=FlattenedLate,
+            strategy=flattened(original),
+            alone=FlattenedLate,
+        )
+        for original in (True, False)
+    },
+    "FSDP2": Case(TRAIN, UNEVEN, model=FullySharded, strategy=ModelParallelStrategy),
+    "tensor parallel": Case(
+        TRAIN,
+        UNEVEN,
+        {"val_check_interval": 2},
+        model=Parallel,
+        peers=2,
+        strategy=ModelParallelStrategy,
+    ),
+    "tensor parallel copies": Case(
+        TRAIN, UNEVEN, model=Copied, peers=2, strategy=ModelParallelStrategy
+    ),
 }
 
-BARE = ("uneven", "unequal streams", "accumulation", "FSDP2")
+BARE = ("uneven", "unequal streams", "accumulation", "FSDP1", "FSDP2")
 """These are done without LScore as well."""
+
+RESUMED = ("uneven", "FSDP1")
+"""These go on from a checkpoint of one process."""
 
 
 def fit(name: str, processes: int, folder: Path, lscore: LScore | None) -> None:
     """One fit of a case in this process, which is one of so many; with LScore or without."""
     case = CASES[name]
     path = folder / f"{processes} {name}{'' if lscore else ' bare'}"
-    strategy: Any = "ddp"
-    if case.sharded:
-        strategy = ModelParallelStrategy(case.ranks(processes), case.peers)
+    strategy = case.strategy(case.ranks(processes), case.peers)
     trainer = make_trainer(processes, path, lscore, strategy, **case.options)
     model = case.model if processes > 1 else case.alone
     size = BATCH // case.ranks(processes)
     trainer.fit(model(), case.train(size), case.held_out(size))
 
 
-def fit_resumed(processes: int, folder: Path) -> None:
+def fit_resumed(name: str, processes: int, folder: Path) -> None:
     """The second epoch on so many processes, each with batches as large; the first on one."""
-    checkpoint = folder / "one epoch.ckpt"
+    case = CASES[name]
+    checkpoint = folder / f"{name}.ckpt"
     if processes == 1:
-        trainer = make_trainer(1, folder / "1 begun", LScore(TIMELESS), max_epochs=1)
-        trainer.fit(Still(), TRAIN(BATCH), UNEVEN(BATCH))
+        trainer = make_trainer(1, folder / f"1 {name} begun", LScore(TIMELESS), max_epochs=1)
+        trainer.fit(case.alone(), case.train(BATCH), case.held_out(BATCH))
         trainer.save_checkpoint(checkpoint)
-    trainer = make_trainer(processes, folder / f"{processes} resumed", LScore(TIMELESS))
-    trainer.fit(Still(), TRAIN(BATCH), UNEVEN(BATCH), ckpt_path=checkpoint)
+    path, strategy = folder / f"{processes} {name} resumed", case.strategy(processes, 1)
+    trainer = make_trainer(processes, path, LScore(TIMELESS), strategy)
+    model = case.model if processes > 1 else case.alone
+    trainer.fit(model(), case.train(BATCH), case.held_out(BATCH), ckpt_path=checkpoint)
 
 
 def make_trainer(

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from ranks_fits import (
     BARE,
     CASES,
+    RESUMED,
     TIMELESS,
     fit,
     fit_resumed,
@@ -44,7 +45,8 @@ def rank(here: int, processes: int, folder: Path) -> None:
             fit(name, processes, folder, LScore(TIMELESS, sample_interval=60.0))
         for name in BARE if processes == 2 else ():
             fit(name, processes, folder, None)
-        fit_resumed(processes, folder)
+        for name in RESUMED:
+            fit_resumed(name, processes, folder)
     except Exception:
         # The others wait for this one, and would hide it behind their own errors.
         traceback.print_exc()

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from ranks_fits import BARE, CASES, PEAK
+from ranks_fits import BARE, CASES, PEAK, RESUMED
 
 SCRIPT = Path(__file__).with_name("ranks_forked.py")
 SEVERAL = [(name, n) for name in CASES for n in (2, 4)]
@@ -85,6 +85,14 @@ def test_the_run_is_as_long_as_on_one_process_and_its_model_as_large(ranks, name
         assert {k: together.get(k) for k in EXACT} == {k: alone.get(k) for k in EXACT}
 
 
+@pytest.mark.parametrize(("name", "n"), [each for each in SEVERAL if "FSDP1" in each[0]])
+def test_FSDP1_leaves_each_process_a_part_of_the_model_alone(ranks, name, n):
+    """Else its cases would show nothing: FSDP2's DTensors know their whole size, these do not."""
+    (one,) = ranks(name, 1)
+    held = sum(rank["held"] for rank in ranks(name, n))
+    assert one["held"] <= held < one["held"] + 2 * n, "once, and the padding of its two units"
+
+
 @pytest.mark.parametrize(("name", "n"), UNSHARED)
 def test_the_batches_of_all_ranks_are_counted(ranks, name, n):
     assert_same_batches(ranks, name, n)
@@ -132,9 +140,11 @@ def test_the_record_says_how_T_was_measured_though_its_writer_had_no_data(ranks,
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_a_run_goes_on_where_one_process_left_it(ranks, n):
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_where_one_process_left_it(ranks, name, n):
     """With as large batches on each rank, so that all of them together have larger ones."""
-    (begun,), (alone,), together = ranks("begun", 1), ranks("resumed", 1), ranks("resumed", n)
+    parts = (("begun", 1), ("resumed", 1), ("resumed", n))
+    (begun,), (alone,), together = (ranks(f"{name} {part}", m) for part, m in parts)
     (before,), (one,) = measurements(begun), measurements(alone)
     assert [measurements(rank) for rank in together] == [measurements(together[0])] * n
     (several,) = measurements(together[0])
@@ -147,8 +157,9 @@ def test_a_run_goes_on_where_one_process_left_it(ranks, n):
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_epochs_go_on_though_there_are_fewer_batches_in_each(ranks, n):
-    (several,) = measurements(ranks("resumed", n)[0])
+@pytest.mark.parametrize("name", RESUMED)
+def test_epochs_go_on_though_there_are_fewer_batches_in_each(ranks, name, n):
+    (several,) = measurements(ranks(f"{name} resumed", n)[0])
     assert several["epochs"] == 2
 
 
