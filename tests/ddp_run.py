@@ -15,8 +15,12 @@ from ranks_fits import Report, with_known_peak
 
 from lightning_lscore import LScore
 
+# Here, not in main: a process that ddp_spawn starts only imports this file.
+warnings.filterwarnings("error", "It is recommended to use")
+with_known_peak()
 
-def fit(folder: Path, processes: int, **where) -> None:
+
+def fit(folder: Path, strategy: str, devices: int, nodes: int = 1) -> None:
     pl.seed_everything(0, verbose=False)
     lscore = LScore()
     callbacks = [
@@ -27,6 +31,9 @@ def fit(folder: Path, processes: int, **where) -> None:
     ]
     trainer = pl.Trainer(
         accelerator="cpu",
+        strategy=strategy,
+        devices=devices,
+        num_nodes=nodes,
         max_epochs=10,
         default_root_dir=folder,
         logger=False,
@@ -34,24 +41,26 @@ def fit(folder: Path, processes: int, **where) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=1,
-        **where,
     )
     # Nothing is learned at rate 0, so any number of processes evaluates the same weights.
     model = PlainLM(lr=0.0)
-    trainer.fit(model, loader(16, batch=8 // processes), loader(7, seed=1, batch=2))
+    trainer.fit(model, loader(16, batch=8 // (nodes * devices)), loader(7, seed=1, batch=2))
 
 
-def main(folder: Path, launcher: str) -> None:
-    warnings.filterwarnings("error", "It is recommended to use")
-    with_known_peak()
-    if launcher == "lightning":
-        fit(folder / launcher, 2, strategy="ddp", devices=2)
+def main(folder: Path, launcher: str, nodes: int, devices: int) -> None:
+    if launcher == "spawn":
+        fit(folder / "one", "auto", 1)
+        for n in (2, devices):  # one after the other, from the same parent
+            fit(folder / f"spawn {n}", "ddp_spawn", n)
         return
-    fit(folder / launcher, 2, strategy="ddp", devices=1, num_nodes=2)
+    name = f"{nodes} x {devices}"
+    fit(folder / f"{launcher} {name}", "ddp", devices, nodes)
+    if nodes == 1:
+        return
     if os.environ["GROUP_RANK"] == "1":  # torchrun's number of this host
         platform.node = lambda: "another host"
-    fit(folder / "two hosts", 2, strategy="ddp", devices=1, num_nodes=2)
+    fit(folder / f"two hosts {name}", "ddp", devices, nodes)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
