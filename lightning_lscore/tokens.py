@@ -12,6 +12,8 @@ from torch import Tensor
 # Integer tensors under these names are the model's input; an unnamed batch is searched in order.
 _INPUT_NAMES = ("input_ids", "tokens", "inputs", "input", "x")
 
+_USUAL = frozenset({torch.int64, torch.int32})
+
 
 def find_tokens(batch: Any) -> Tensor | None:
     """The tensor of token numbers that a batch feeds to the model, or None.
@@ -40,6 +42,8 @@ def find_tokens(batch: Any) -> Tensor | None:
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
     """The 0/1 attention mask that says which of ``tokens`` are text and which are padding."""
+    if isinstance(batch, (list, tuple, Tensor)):  # to ask for a Mapping takes longer
+        return None
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask if isinstance(mask, Tensor) and mask.shape == tokens.shape else None
 
@@ -62,7 +66,9 @@ def integer_tensors(batch: Any) -> Iterator[Tensor]:
 
 def _is_tokens(tensor: Tensor) -> bool:
     dtype = tensor.dtype
-    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    return dtype in _USUAL or not (
+        dtype.is_floating_point or dtype.is_complex or dtype is torch.bool
+    )
 
 
 class TokenCounter:
@@ -77,9 +83,10 @@ class TokenCounter:
 
     def __init__(self, function: Callable[[Any], int] | None = None) -> None:
         self._function = function
-        self._host: dict[int, int] = {}  # tokens, by the length of their sequences
+        self._whole: dict[torch.Size, int] = {}  # batches without padding, by their shape
+        self._host: dict[int, int] = {}  # tokens of the others, by the length of their sequences
         self._device: dict[int, Tensor] = {}
-        self.samples = 0
+        self._samples = 0
         self.batches = 0
         self.uncounted = 0
         """Batches in which no tokens were found."""
@@ -87,26 +94,40 @@ class TokenCounter:
     def add(self, batch: Any) -> None:
         """Counts one batch."""
         self.batches += 1
-        tokens, length = find_tokens(batch), 0
-        if tokens is not None:
-            shape = tokens.shape or (1,)
-            self.samples += shape[0]
-            length = shape[-1]
+        tokens = find_tokens(batch)
         if self._function is not None:
-            n = int(self._function(batch))
+            nowhere = torch.Size([0])
+            self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
         elif tokens is None:
             self.uncounted += 1
-            return
         elif (mask := find_mask(batch, tokens)) is None:
-            n = tokens.numel()
+            # Added up later: every tensor operation here would cost each step a microsecond.
+            shape = tokens.shape
+            self._whole[shape] = self._whole.get(shape, 0) + 1
         elif mask.device.type == "cpu":
-            n = int(mask.sum())
+            self._count(int(mask.sum()), tokens.shape)
         else:
+            length = self._count(0, tokens.shape)
             total = mask.sum(dtype=torch.int64)
             sum_before = self._device.get(length)
             self._device[length] = total if sum_before is None else sum_before.add_(total)
-            return
-        self._host[length] = self._host.get(length, 0) + n
+
+    def _count(self, n: int, shape: torch.Size, times: int = 1) -> int:
+        rows, length = (shape[0], shape[-1]) if shape else (1, 1)
+        self._samples += times * rows
+        self._host[length] = self._host.get(length, 0) + times * n
+        return length
+
+    def _settle(self) -> None:
+        for shape, times in self._whole.items():
+            self._count(shape.numel(), shape, times)
+        self._whole.clear()
+
+    @property
+    def samples(self) -> int:
+        """Sequences so far."""
+        self._settle()
+        return self._samples
 
     @property
     def by_length(self) -> Mapping[int, int]:
@@ -114,6 +135,7 @@ class TokenCounter:
 
         Waits for the device if masks are summed there.
         """
+        self._settle()
         for length, total in self._device.items():
             self._host[length] = self._host.get(length, 0) + int(total)
         self._device.clear()

@@ -196,6 +196,7 @@ def test_a_mask_on_a_gpu_is_fetched_only_when_the_total_is_read(monkeypatch):
     counter = TokenCounter()
     for _ in range(3):
         counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
+    assert counter.samples == 3 * len(IDS)
     assert OnAnotherDevice.fetched == 0
     assert (counter.total, counter.total) == (21, 21)
     assert OnAnotherDevice.fetched == 1
