@@ -2,8 +2,10 @@
 """What a callback adds to a training step, and what its thread takes of a core.
 
 Steps: in one fit the callbacks take turns of a few steps each, in an order drawn anew every round,
-so that whatever else the machine does falls on all of them. Shown are the median step, and what was
-added to the bare one: the mean over all rounds, without the tenth of them at either end.
+so that whatever else the machine does falls on all of them. A turn's time is its median step: what
+few steps do, as logging, is not in it. Shown are the median of that, and what was added to the bare
+turn of the same round: the mean over all rounds without the tenth of them at either end, with its
+standard error.
 
 Threads: the CPU time that reading the hardware once a second takes, as a share of one core. In the
 steps' table it is spread over all lines alike.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import random
 import statistics
@@ -87,8 +90,8 @@ class Turns(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.seen.append(time.perf_counter())
         if len(self.seen) == SETTLE + self.steps + 1:
-            seconds = (self.seen[-1] - self.seen[SETTLE]) / self.steps
-            self.times[self.turn].append(seconds * 1e6)
+            each = [b - a for a, b in itertools.pairwise(self.seen[SETTLE:])]
+            self.times[self.turn].append(statistics.median(each) * 1e6)
             self._next(trainer)
 
     def on_train_end(self, trainer, pl_module):
@@ -119,14 +122,18 @@ def steps_table(
             enable_model_summary=False,
         )
         trainer.fit(Small(), DataLoader(Tokens(8 * n), batch_size=8))
-    print(f"\n{f'a step on {accelerator} with':32} {'median':>10} {'added':>10} {'share':>8}")
+    print(
+        f"\n{f'a step on {accelerator} with':32} {'median':>10} {'added':>10}        {'share':>8}"
+    )
     for name, each in turns.times.items():
         bare = turns.times["nothing"]
         added = sorted(mine - base for mine, base in zip(each, bare, strict=True))
         cut = len(added) // 10
-        mean = statistics.fmean(added[cut : len(added) - cut])
+        kept = added[cut : len(added) - cut]
+        mean, error = statistics.fmean(kept), statistics.stdev(kept) / len(kept) ** 0.5
         share = mean / statistics.median(bare)
-        print(f"{name:32} {statistics.median(each):7.1f} us {mean:+7.1f} us {share:+8.1%}")
+        cells = f"{statistics.median(each):7.1f} us {mean:+7.1f} us +-{error:4.1f} {share:+8.1%}"
+        print(f"{name:32} {cells}")
 
 
 def thread_table(seconds: float) -> None:

@@ -21,13 +21,14 @@ def find_tokens(batch: Any) -> Tensor | None:
     By name in a mapping (``input_ids`` first), else the first integer tensor with at least two
     dimensions [B, T], else the first integer tensor.
     """
-    if isinstance(batch, Tensor):
-        return batch if _is_tokens(batch) else None
     if isinstance(batch, (list, tuple)):
         # The usual case needs no search, which would take longer than all else in a step.
-        if batch and isinstance(batch[0], Tensor) and batch[0].ndim >= 2 and _is_tokens(batch[0]):
-            return batch[0]
-    elif isinstance(batch, Mapping):
+        value = batch[0] if batch else None
+        if isinstance(value, Tensor) and value.dtype in _USUAL and value.ndim >= 2:
+            return value
+    elif isinstance(batch, Tensor):
+        return batch if _is_tokens(batch) else None
+    elif isinstance(batch, (dict, Mapping)):  # a dict at once: to ask for a Mapping takes longer
         for name in _INPUT_NAMES:
             value = batch.get(name)
             if isinstance(value, Tensor) and _is_tokens(value):
@@ -42,9 +43,9 @@ def find_tokens(batch: Any) -> Tensor | None:
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
     """The 0/1 attention mask that says which of ``tokens`` are text and which are padding."""
-    if isinstance(batch, (list, tuple, Tensor)):  # to ask for a Mapping takes longer
+    if isinstance(batch, (list, tuple)):
         return None
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = batch.get("attention_mask") if isinstance(batch, (dict, Mapping)) else None
     return mask if isinstance(mask, Tensor) and mask.shape == tokens.shape else None
 
 
@@ -66,9 +67,7 @@ def integer_tensors(batch: Any) -> Iterator[Tensor]:
 
 def _is_tokens(tensor: Tensor) -> bool:
     dtype = tensor.dtype
-    return dtype in _USUAL or not (
-        dtype.is_floating_point or dtype.is_complex or dtype is torch.bool
-    )
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
 class TokenCounter:
