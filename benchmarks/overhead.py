@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_lscore import LScore
 from lightning_lscore.cpu import CpuProbe
+from lightning_lscore.nvml import cuda_probe
 from lightning_lscore.sampler import Sampler
 
 SETTLE = 3  # steps of each turn that do not count: caches, and the meters of the one before
@@ -154,7 +155,8 @@ def thread_table(seconds: float) -> None:
 
 
 def our_thread() -> Callable[[], Any]:
-    sampler = Sampler([CpuProbe()], interval=1.0)
+    probe = cuda_probe(0) if torch.cuda.is_available() else CpuProbe()
+    sampler = Sampler([probe], interval=1.0)
     sampler.start()
     sampler.resume()
     return sampler.stop

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +43,11 @@ _MAX_SUM = 2.0**20
 _MAX_SHIFT = 128.0
 # Terms that the compiled kernel adds up in one go: in long sums the small terms would be lost.
 _BLOCK = 1024
-# Bytes of each thread's buffer, and of logits that are worth the start of threads (about 2 ms).
+# Bytes of each thread's buffer.
 _CPU_BUFFER = 3 << 20
-_THREADED = 16 << 20
+# Logits that are worth threads of one's own. OpenMP's spin for some milliseconds after what they
+# last did, and take the cores from these, unless they are told not to.
+_THREADED = 4e6 if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else 1e8
 _GPU_BUFFER = 32 << 20
 
 
@@ -232,7 +235,8 @@ def _sampled_sums(
 
 def _buffered_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor:
     """Sum exp(x - shift) of the rows in the runs, through buffers that stay in cache."""
-    size, dtype, total = _rows_in(_buffer_bytes(x), x), shift.dtype, torch.ones_like(shift)
+    count = torch.get_num_threads() if x.numel() >= _THREADED else 1
+    size, dtype, total = _rows_in(_buffer_bytes(x) // count, x), shift.dtype, torch.ones_like(shift)
     parts = [(a, min(a + size, stop)) for start, stop in runs for a in range(start, stop, size)]
     turn = itertools.count()
     # exp2(c x + offset) is one fused pass. What rounding the offset leaves is known: mended below.
@@ -251,7 +255,7 @@ def _buffered_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor:
                 torch.add(offset[a:b, None], part, alpha=c, out=y)
                 torch.sum(y.exp2_(), -1, out=total[a:b])
 
-    _on_threads(work, min(torch.get_num_threads(), len(parts)) if x.nbytes >= _THREADED else 1)
+    _on_threads(work, min(count, len(parts)))
     return total.double() * torch.exp2(exact - offset.double())
 
 
@@ -262,7 +266,7 @@ def _on_threads(work: Callable[[], None], count: int) -> None:
     times as long as this when other processes use the cores, as data loaders do.
     """
     has_openmp: Callable[[], bool] = torch.backends.openmp.is_available
-    if count == 1 or not has_openmp():
+    if count <= 1 or not has_openmp():
         return work()
     own = torch.get_num_threads()
     try:
@@ -334,8 +338,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _buffer_bytes(x: Tensor) -> int:
-    """All threads' together small beside the logits, each large beside starting an operation."""
-    return max(1 << 19, min(_CPU_BUFFER, x.nbytes // 52 // torch.get_num_threads()))
+    """All threads' together: small beside the logits, large beside starting an operation."""
+    return max(1 << 19, min(_CPU_BUFFER * torch.get_num_threads(), x.nbytes // 52))
 
 
 def _rows_in(size: int, x: Tensor) -> int:
