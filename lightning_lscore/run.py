@@ -280,7 +280,12 @@ def measure(
         "tokens": (tokens, "measured: counted in the batches", no_tokens),
         "samples": (None if tokens is None else spent.samples, "measured: counted", no_tokens),
         "steps": (steps, "measured: the Trainer's global_step", ""),
-        "epochs": (epochs, "measured: batches / batches an epoch", "the data has no length"),
+        # A sum over resumes rounds in its last digits, where a run without them does not.
+        "epochs": (
+            None if epochs is None else round(epochs, 9),
+            "measured: batches / batches an epoch",
+            "the data has no length",
+        ),
         "model_flops": (model_flops, f"estimated: {flops}", no_tokens),
         "trainable_parameters": (parameters.trainable, "measured: counted", ""),
         "total_parameters": (parameters.total, "measured: counted", ""),

@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_lscore.devices
@@ -215,6 +215,19 @@ class Parallel(Still):
         )
 
 
+class ParallelLoss(Parallel):
+    """Of these words nobody ever holds all logits, the loss included."""
+
+    def training_step(self, batch, batch_idx):
+        logits, labels = self(batch["input_ids"])[:, :-1], batch["labels"][:, 1:]
+        with loss_parallel():
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def backward(self, *arguments):
+        with loss_parallel():
+            super().backward(*arguments)
+
+
 class Copied(Parallel):
     """Every one of these processes gets all logits, as a plain tensor."""
 
@@ -310,6 +323,9 @@ CASES = {
         model=Parallel,
         peers=2,
         strategy=ModelParallelStrategy,
+    ),
+    "vocabulary-parallel loss": Case(
+        TRAIN, UNEVEN, model=ParallelLoss, peers=2, strategy=ModelParallelStrategy
     ),
     "tensor parallel copies": Case(
         TRAIN, UNEVEN, model=Copied, peers=2, strategy=ModelParallelStrategy
