@@ -22,7 +22,7 @@ from .records import versions
 _MEASURES = {
     "busy": ("gpu_busy_fraction",),
     "memory_used_bytes": ("gpu_memory_peak_gib",),
-    "energy_joules": ("energy_kwh", "power_watts"),
+    "energy_joules": ("energy_kwh", "power_watts", "emissions_kg"),
     "sm_clock_mhz": ("gpu_sm_clock_mhz",),
     "throttled": ("gpu_throttled_fraction",),
 }

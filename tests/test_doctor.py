@@ -77,7 +77,7 @@ def test_a_mig_slice_lacks_what_its_board_alone_can_tell(monkeypatch):
     device = Device(key=f"MIG-{UUID}", name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", kind="cuda")
     found, missing = examined(NvmlProbe(device))
     assert found["memory_used_bytes"] == "12.00 GiB"
-    board_only = {"gpu_busy_fraction", "energy_kwh", "power_watts"}
+    board_only = {"gpu_busy_fraction", "energy_kwh", "power_watts", "emissions_kg"}
     assert set(missing) == {*board_only, "gpu_sm_clock_mhz", "gpu_throttled_fraction"}
     assert all("whole board" in missing[measure] for measure in board_only)
 
@@ -120,7 +120,7 @@ def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
     assert "no peak of Some accelerator in float32 is known" in found["peak float32"]
     assert set(missing) == {
         "capacity_flops", "mfu", "gpu_busy_fraction", "gpu_memory_peak_gib", "energy_kwh",
-        "power_watts", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
+        "power_watts", "emissions_kg", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
     }  # fmt: skip
 
 
