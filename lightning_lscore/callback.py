@@ -262,7 +262,7 @@ class LScore(Callback):
                 # The run was never validated: what it spent would be known to nobody.
                 self._held_out = []
                 _, own = self._ask_all_ranks(trainer, pl_module)
-                self._write(trainer, self._record(trainer, pl_module, None, own, self._session))
+                self._write(trainer, self._record(trainer, None, own, self._session))
         self._stop()
 
     def on_exception(
@@ -332,7 +332,7 @@ class LScore(Callback):
         values = {"perplexity": evaluation.perplexity}
         values["lscore/validation_tokens"] = evaluation.total_tokens
         if self._session is not None:
-            record = self._record(trainer, pl_module, evaluation, own, self._session)
+            record = self._record(trainer, evaluation, own, self._session)
             values = record.logged_values()
         if len(self._held_out) > 1:
             for index, perplexity in enumerate(evaluation.perplexities):
@@ -378,7 +378,6 @@ class LScore(Callback):
     def _record(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
         evaluation: Evaluation | None,
         own: Mapping[str, float],
         session: Session,

@@ -241,15 +241,13 @@ class Capture:
             self.source += "; labels as an encoder-decoder model has them"
             return True
         if self._detected is None:
-            # To look waits for a GPU: not at every batch of a set that tells nothing.
-            counts = self.guessed or bool((whole(labels) != self._ignore_index).any())
-            if counts and tokens is not None:
-                self._detected = alignment(labels, tokens)
-            # Where no label counts there is nothing to tell, nor to guess.
-            self.guessed = self._detected is None and (counts or self.guessed)
-            if self._detected is None and not self.guessed:
+            # Once guessed it is not looked at again: to look waits for a GPU, at every batch.
+            if not self.guessed and not (whole(labels) != self._ignore_index).any():
                 self.source += "; this rank saw no label that counts"
-                return False
+                return False  # there is nothing to tell, nor to guess
+            if tokens is not None:
+                self._detected = alignment(labels, tokens)
+            self.guessed = self._detected is None
         shifted = bool(self._detected)
         how = "taken as" if self.guessed else "found to be"
         self.source += f"; labels {how} {'already' if shifted else 'not'} shifted"

@@ -131,15 +131,7 @@ def exchange_rates(formula: Formula) -> str:
     return "\n".join(lines) + "\n"
 
 
-_TIMES = (
-    "capacity_flops",
-    "device_hours",
-    "train_hours",
-    "wall_hours",
-    "cost",
-    "energy_kwh",
-    "emissions_kg",
-)
+_TIMES = (*TRAINING_TIME, "wall_hours", "energy_kwh", "emissions_kg")
 
 
 def explain_run(records: Sequence[Record], start: int | None = None, end: int | None = None) -> str:

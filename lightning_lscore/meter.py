@@ -16,8 +16,6 @@ from .hardware import Reading
 
 __all__ = ["Meter", "Totals"]
 
-JOULES_PER_KWH = 3.6e6
-
 PLAUSIBLE_WATTS = 20_000.0
 """No device draws more: a counter that says so is broken (2025's largest accelerators: 1.4 kW)."""
 
@@ -69,6 +67,11 @@ class Totals:
         """Time-weighted mean of `busy`, 0..1 (ranks that share a host's CPU may add up past 1)."""
         fraction = _ratio(self.busy_seconds, self.busy_known_seconds)
         return None if fraction is None else min(fraction, 1.0)
+
+    @property
+    def energy_kwh(self) -> float:
+        """The energy that is known, in kWh of 3.6e6 J."""
+        return self.energy_joules / 3.6e6
 
     @property
     def power_watts(self) -> float | None:

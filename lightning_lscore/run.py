@@ -15,7 +15,6 @@ from .evaluation import Evaluation
 from .formula import Formula
 from .level import first_reached, with_level
 from .measurements import MEASURES, Measurements
-from .meter import JOULES_PER_KWH
 from .parameters import ParameterCount
 from .patience import ln_price
 from .predict import Prediction, Unpredictable, predict
@@ -331,7 +330,7 @@ def measure(
         ),
         "power_watts": (None if watts is None else watts * n, energy, no_energy),
         "energy_kwh": (
-            None if watts is None else hardware.energy_joules / JOULES_PER_KWH,
+            None if watts is None else hardware.energy_kwh,
             energy,
             no_energy,
         ),

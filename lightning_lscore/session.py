@@ -13,7 +13,6 @@ import torch
 from .clock import Clock
 from .devices import Devices
 from .flops import FlopsModel
-from .meter import JOULES_PER_KWH
 from .spending import Spending
 from .tokens import TokenCounter
 
@@ -89,7 +88,6 @@ class Session:
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
         hardware, intensity = self.devices.sampler.totals(), self._carbon_intensity
-        kwh = hardware.energy_joules / JOULES_PER_KWH
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
@@ -104,7 +102,7 @@ class Session:
             cost=0.0 if price is None else device_seconds / 3600 * price,
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
             unrated_joules=hardware.energy_joules if intensity is None else 0.0,
-            emissions_kg=0.0 if intensity is None else kwh * intensity / 1000,
+            emissions_kg=0.0 if intensity is None else hardware.energy_kwh * intensity / 1000,
             hardware=hardware,
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 # Integer tensors under these names are the model's input; an unnamed batch is searched in order.
 _INPUT_NAMES = ("input_ids", "tokens", "inputs", "input", "x")
 
+# What token numbers usually are.
 _USUAL = frozenset({torch.int64, torch.int32})
 
 
@@ -83,7 +84,7 @@ class TokenCounter:
     def __init__(self, function: Callable[[Any], int] | None = None) -> None:
         self._function = function
         self._whole: dict[torch.Size, int] = {}  # batches without padding, by their shape
-        self._host: dict[int, int] = {}  # tokens of the others, by the length of their sequences
+        self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
         self._device: dict[int, Tensor] = {}
         self._samples = 0
         self.batches = 0

@@ -20,7 +20,7 @@ from conftest import LENGTH, VOCABULARY, PlainLM, loader, run_python
 
 from lightning_lscore import LScore, Perplexity
 from lightning_lscore.evaluation import HeldOut
-from lightning_lscore.hardware import Device, Reading
+from lightning_lscore.hardware import Reading
 from lightning_lscore.meter import Meter
 from lightning_lscore.nvml import cuda_probe
 from lightning_lscore.sampler import Sampler
@@ -81,16 +81,13 @@ def test_an_update_does_not_wait_for_the_gpu_and_is_exact(dtype):
 @pytest.mark.parametrize("masked", [False, True])
 def test_training_steps_do_not_wait_for_the_gpu(masked, trainer):
     class Masked(PlainLM):
-        def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx)
-
         def on_before_batch_transfer(self, batch, dataloader_idx):
             mask = torch.ones_like(batch["input_ids"])
             return {**batch, "attention_mask": mask} if masked else batch
 
     def fit(*callbacks):
         guard = NoWaiting()
-        t = trainer(guard, *callbacks, accelerator="cuda", devices=1, logger=False)
+        t = trainer(guard, *callbacks, accelerator="cuda", devices=1)
         try:
             t.fit(Masked(), loader((STEPS + 10) * 4), loader(8))
         finally:
@@ -189,7 +186,6 @@ def test_readings_are_those_of_nvidia_smi_and_energy_is_power_over_time():
 
 def test_the_energy_counter_agrees_with_the_integral_of_power():
     probe = cuda_probe(0)
-    device: Device = probe.device
     both, power_alone = Meter(max_gap=5.0), Meter(max_gap=5.0)
     busy(2.0)
     for meter in (both, power_alone):
@@ -201,10 +197,12 @@ def test_the_energy_counter_agrees_with_the_integral_of_power():
         power_alone.add(Reading(power_watts=reading.power_watts), t)
         busy(0.1)
     if "energy_joules" in probe.reasons or "power_watts" in probe.reasons:
-        pytest.skip(f"{device.name} tells no energy or no power: {dict(probe.reasons)}")
+        pytest.skip(f"{probe.device.name} tells no energy or no power: {dict(probe.reasons)}")
     probe.close()
     counter, integral = both.totals(), power_alone.totals()
-    print(f"{device.name}: counter {counter.energy_joules} J, power {integral.energy_joules} J")
+    print(
+        f"{probe.device.name}: counter {counter.energy_joules} J, power {integral.energy_joules} J"
+    )
     assert counter.energy_is_counter
     assert counter.power_watts == pytest.approx(integral.power_watts, rel=0.1)
 
