@@ -6,6 +6,7 @@ Functions are replaced by the names they have there, so a name that does not exi
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,6 +14,10 @@ from typing import Any
 
 import pynvml
 import pytest
+from conftest import PlainLM
+
+from lightning_lscore.hardware import Device
+from lightning_lscore.nvml import NvmlProbe
 
 ERROR_CODES = sorted(
     {code for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
@@ -71,6 +76,20 @@ class FakeNvml:
             if name.startswith("nvml"):
                 monkeypatch.setattr(pynvml, name, self._guarded(name))
         return self
+
+    def install_for_fits(
+        self, monkeypatch: pytest.MonkeyPatch, name: str = "NVIDIA H100 80GB HBM3"
+    ) -> FakeNvml:
+        """Fits on the CPU take the first GPU for the device that they compute on."""
+        device = Device(key=self.gpus[0].uuid, name=name, kind="cuda")
+        monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+        return self.install(monkeypatch)
+
+    def await_call(self, name: str, beyond: int = 0) -> None:
+        """Until there were more calls than these: the thread that reads runs beside training."""
+        deadline = time.monotonic() + 20
+        while self.calls[name] <= beyond and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _guarded(self, name: str) -> Any:
         function = getattr(self, name)
@@ -151,3 +170,15 @@ class FakeNvml:
 
     def nvmlSystemGetNVMLVersion(self) -> str:
         return "13.999.88.77"
+
+
+class Draws(PlainLM):
+    """Each of its steps takes 5 J of the GPU, from the first reading on."""
+
+    def __init__(self, driver: FakeNvml) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.driver.await_call("nvmlDeviceGetMemoryInfo")
+        self.driver.gpus[0].energy_millijoules += 5_000

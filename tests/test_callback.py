@@ -6,13 +6,12 @@ import csv
 import itertools
 import math
 import pickle
-import time
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import HuggingFaceLM, PlainLM, loader, reference_perplexity
-from fake_nvml import FakeGpu, FakeNvml
+from fake_nvml import Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
@@ -20,8 +19,6 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 from lightning_lscore import Factor, Formula, LScore, read_records
-from lightning_lscore.hardware import Device
-from lightning_lscore.nvml import NvmlProbe
 from lightning_lscore.peaks import peak_flops
 
 BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
@@ -145,23 +142,11 @@ def test_two_of_the_same_prefix_are_refused(trainer):
 def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, monkeypatch, tmp_path):
     """From the driver's functions to the logged keys; the driver is a fake, the way is whole."""
     gpu = FakeGpu()
-    driver = FakeNvml([gpu]).install(monkeypatch)
-    device = Device(key=gpu.uuid, name="NVIDIA H100 80GB HBM3", kind="cuda")
-    monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+    driver = FakeNvml([gpu]).install_for_fits(monkeypatch)
     counter = gpu.energy_millijoules
-
-    class Draws(PlainLM):
-        def training_step(self, batch, batch_idx):
-            # The thread that reads starts beside training: the first step waits for its reading.
-            deadline = time.monotonic() + 20
-            while not driver.calls["nvmlDeviceGetMemoryInfo"] and time.monotonic() < deadline:
-                time.sleep(0.001)
-            gpu.energy_millijoules += 5_000
-            return super().training_step(batch, batch_idx)
-
     watch, formula = Watch(), Formula(H=Factor("emissions_kg", reference=1e-6, weight=0.1))
     lscore = LScore(formula, carbon_intensity=400)
-    trainer(lscore, watch).fit(Draws(), loader(16), loader(4))
+    trainer(lscore, watch).fit(Draws(driver), loader(16), loader(4))
     seen = {key.removeprefix("lscore/"): value for key, value in watch.seen[-1].items()}
     joules = (gpu.energy_millijoules - counter) / 1e3
     assert joules == 4 * 5
@@ -173,7 +158,7 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     assert seen["power_watts"] > 0
     assert seen["gpu_busy_fraction"] == pytest.approx(0.75)
     assert seen["gpu_memory_peak_gib"] == 12
-    peak = peak_flops(device.name, "float32").flops
+    peak = peak_flops("NVIDIA H100 80GB HBM3", "float32").flops
     assert seen["capacity_flops"] == pytest.approx(peak * 3600 * seen["device_hours"])
     record = read_records(tmp_path)[-1]
     assert record.devices[0]["key"] == gpu.uuid

@@ -22,7 +22,7 @@ import pynvml
 import pytest
 import torch
 from conftest import PlainLM, loader
-from fake_nvml import QUERIES, FakeGpu, FakeNvml
+from fake_nvml import QUERIES, Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -31,9 +31,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_lscore import LScore, read_records
 from lightning_lscore.cli import main as lscore_command
-from lightning_lscore.hardware import Device
-from lightning_lscore.nvml import NvmlProbe
 from lightning_lscore.records import RECORD_FILE, append_record, records_since
+from lightning_lscore.sampler import Sampler
 
 HERE = Path(__file__).parent
 STEP = 4 * 12  # tokens
@@ -517,15 +516,10 @@ def test_a_logger_that_raises_ends_the_run_and_nothing_of_lscore_stays(fit, tmp_
 
 def test_a_gpu_that_falls_off_the_bus_costs_its_readings_not_the_run(fit, tmp_path, monkeypatch):
     """One warning; the record says which share of the time was covered."""
-    gpu = FakeGpu()
-    driver = FakeNvml([gpu]).install(monkeypatch)
-    device = Device(key=gpu.uuid, name="NVIDIA H100 80GB HBM3", kind="cuda")
-    monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+    driver = FakeNvml().install_for_fits(monkeypatch)
 
     def await_call(name):
-        before, deadline = driver.calls[name], time.monotonic() + 20
-        while driver.calls[name] == before and time.monotonic() < deadline:
-            time.sleep(0.001)
+        driver.await_call(name, beyond=driver.calls[name])
 
     class Loses(PlainLM):
         def training_step(self, batch, batch_idx):
@@ -550,18 +544,11 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
 
     def on(name, millijoules):
         gpu = FakeGpu(energy_millijoules=millijoules)
-        driver = FakeNvml([gpu]).install(monkeypatch)
-        device = Device(key=gpu.uuid, name=name, kind="cuda")
-        monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+        return Draws(FakeNvml([gpu]).install_for_fits(monkeypatch, name))
 
-        class Draws(PlainLM):
-            def on_train_batch_start(self, batch, batch_idx):
-                deadline = time.monotonic() + 20
-                while not driver.calls["nvmlDeviceGetMemoryInfo"] and time.monotonic() < deadline:
-                    time.sleep(0.001)
-                gpu.energy_millijoules += 5_000
-
-        return Draws()
+    seen = []
+    of = Sampler.totals
+    monkeypatch.setattr(Sampler, "totals", lambda s: seen.append(of(s)) or seen[-1])
 
     fit(5, model=on("NVIDIA H100 80GB HBM3", 10**9))
     checkpoint = tmp_path / "c" / "step=3.ckpt"
@@ -578,6 +565,8 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
     assert m.capacity_flops == pytest.approx(earlier + seconds * peak)
     joules = 3.6e6 * m.energy_kwh
     assert before["energy_joules"] > 0
+    since = pytest.approx(joules - before["energy_joules"], rel=1e-9)
+    assert since in [totals.energy_joules for totals in seen], "what the sampler saw, exactly"
     assert before["energy_joules"] < joules <= before["energy_joules"] + 3 * 5 * (1 + 1e-9)
 
 
