@@ -22,12 +22,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import logging
 import random
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +33,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import CSVLogger
+from small import WORDS, Small, be_quiet
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lscore import LScore
@@ -45,28 +44,11 @@ from lightning_lscore.sampler import Sampler
 SETTLE = 3  # steps of each turn that do not count: caches, and the meters of the one before
 
 
-class Small(pl.LightningModule):
-    """As cheap as a step can be, so that what is added shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(64, 32)
-        self.head = torch.nn.Linear(32, 64)
-
-    def training_step(self, batch, batch_idx):
-        (ids,) = batch
-        logits = self.head(self.embedding(ids[:, :-1]))
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
 class Tokens(Dataset):
     """As many random sequences as asked for, out of a few."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.rows = n, torch.randint(64, (512, 16))
+        self.n, self.rows = n, torch.randint(WORDS, (512, 16))
 
     def __len__(self) -> int:
         return self.n
@@ -196,9 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=500, help="turns of each (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="for each thread (%(default)s)")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    be_quiet()
     for accelerator in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
         steps_table(accelerator, variants_on(accelerator), arguments.steps, arguments.rounds)
     thread_table(arguments.seconds)

@@ -17,47 +17,27 @@ number of processes, stays small beside the rest.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
 import time
-import warnings
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from small import WORDS, Small, be_quiet
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lscore.callback
 from lightning_lscore import LScore
 
 WARM_UP = 3  # pairs
-WORDS = 64
 
 
-class Small(pl.LightningModule):
-    """As cheap as a validation can be, so that what is added shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(WORDS, 32)
-        self.head = torch.nn.Linear(32, WORDS)
-
-    def forward(self, ids):
-        return self.head(self.embedding(ids))
-
-    def training_step(self, batch, batch_idx):
-        (ids,) = batch
-        logits = self(ids[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-
+class Validated(Small):
     def validation_step(self, batch, batch_idx):
         (ids,) = batch
         return {"logits": self(ids), "labels": ids}
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class EverySecond(LScore):
@@ -157,11 +137,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="a process has (%(default)s)")
     arguments = parser.parse_args()
     n = arguments.processes
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-
+    be_quiet()
     data = TensorDataset(torch.randint(WORDS, (4 * n * arguments.batches, 16)))
     start, lscore = Start(), EverySecond()
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +155,7 @@ def main() -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Small(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+        trainer.fit(Validated(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
 
 
 if __name__ == "__main__":
