@@ -24,6 +24,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +67,9 @@ def row_nll(
         labels: [...], integers in [0, V) or ``ignore_index``. For a DTensor: of all its rows, or of
             this process's.
         ignore_index: label of the positions that do not count; None counts every position.
-        compile: on a CPU, run the sum as one compiled loop. Needs a C++ compiler, and some seconds
-            at the first call; without a compiler the result is the same, at the usual speed.
+        compile: run the sum as one compiled loop, on a GPU as one kernel. Needs a compiler of C++
+            (for a GPU of C, and Triton) and some seconds at the first call; without them the result
+            is the same, at the usual speed.
 
     Returns:
         [...] float64, nats, on the logits' device (the CPU for MPS, which has no float64): 0 where
@@ -179,8 +181,8 @@ def _nll(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
     if _may_look(x):
         shift, total = _sampled_sums(rows, label, counted.reshape(-1), compile)
     else:
-        parts = [_max_sums(part) for part in torch.split(rows, _rows_in(_GPU_BUFFER, rows))]
-        shift, total = (torch.cat(column) for column in zip(*parts, strict=True))
+        sums = _fused(_max_sums, rows) if compile else None
+        shift, total = _max_sums_of_parts(rows) if sums is None else sums
     # The shift is itself a term of the sum, so below 1 there is only rounding.
     return ((_wide(shift) - _wide(label)) + _wide(total).clamp(min=1).log()).view(t.shape)
 
@@ -210,7 +212,15 @@ def _nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
 def _max_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum of every row of [N, V], and sum exp(x - maximum)."""
     top = x.amax(-1, keepdim=True).to(_sum_dtype(x))
-    return top[:, 0], torch.sub(x, top).mul_(_LOG2E).exp2_().sum(-1)
+    y = torch.sub(x, top)
+    return top[:, 0], (y.mul_(_LOG2E).exp2_() if _may_look(x) else y.exp_()).sum(-1)
+
+
+def _max_sums_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, without a copy of all logits."""
+    parts = [_max_sums(part) for part in torch.split(x, _rows_in(_GPU_BUFFER, x))]
+    top, total = (torch.cat(column) for column in zip(*parts, strict=True))
+    return top, total
 
 
 def _sampled_sums(
@@ -280,19 +290,16 @@ def _on_threads(work: Callable[[], None], count: int) -> None:
 
 def _compiled_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor | None:
     """As :func:`_buffered_sums`, in one loop; None where that cannot be had."""
-    n, v = x.shape
-    # A size of 0 or 1 would be built anew, for nothing: so no short rows, and at least two of them.
-    if n == 1 or v < 2 * _BLOCK or x.dtype == torch.float64 or x.stride(1) != 1:
-        return None
-    if not _compiles(x.dtype):
+    # No short rows: a number of blocks of 0 or 1 would be built anew, for nothing.
+    if x.shape[1] < 2 * _BLOCK or x.dtype == torch.float64 or x.stride(1) != 1:
         return None
     total = torch.ones_like(shift)
-    try:
-        for start, stop in runs:
-            a, b = max(0, min(start, stop - 2)), max(stop, 2)
-            total[a:b] = _kernel()(x[a:b], shift[a:b])
-    except Exception:  # such as the limit on recompilations
-        return None
+    for start, stop in runs:
+        a, b = max(0, min(start, stop - 2)), max(stop, 2)
+        sums = _fused(_block_sums, x[a:b], shift[a:b])
+        if sums is None:
+            return None
+        total[a:b] = sums
     return total.double()
 
 
@@ -304,24 +311,31 @@ def _block_sums(x: Tensor, shift: Tensor) -> Tensor:
     return (blocks * _LOG2E).exp2().sum(-1).sum(-1) + (rest * _LOG2E).exp2().sum(-1)
 
 
-@functools.cache
-def _kernel() -> Callable[[Tensor, Tensor], Tensor]:
-    kernel: Callable[[Tensor, Tensor], Tensor]
-    kernel = torch.compile(_block_sums, dynamic=True, fullgraph=True)
-    return kernel
-
-
-@functools.cache
-def _compiles(dtype: torch.dtype) -> bool:
-    """Whether the kernel can be built; tried once, since a failure costs as much as a build."""
+def _fused(function: Callable[..., Any], x: Tensor, *more: Tensor) -> Any:
+    """``function`` of [N, V] and others, compiled; None where that cannot be had."""
+    kind = function, x.dtype, x.device.type
+    if len(x) == 1 or not _built.get(kind, True):  # a size of 1 would be built anew
+        return None
     try:
+        if kind in _built:
+            return _kernel(function)(x, *more)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            x = torch.zeros(2, 2 * _BLOCK + 3, dtype=dtype, device="cpu")
-            _kernel()(x, x[:, 0].float())
-    except Exception:  # no compiler, one that fails, or a platform without either
-        return False
-    return True
+            result = _kernel(function)(x, *more)
+    except Exception:  # no compiler, one that fails, the limit on recompilations
+        _built[kind] = False
+        return None
+    _built[kind] = True
+    return result
+
+
+# Whether a kernel could be built; not tried again, since a failure costs as much as a build.
+_built: dict[tuple[Callable[..., Any], torch.dtype, str], bool] = {}
+
+
+@functools.cache
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

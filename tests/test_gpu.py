@@ -22,6 +22,7 @@ from lightning_lscore import LScore, Perplexity
 from lightning_lscore.evaluation import HeldOut
 from lightning_lscore.hardware import Reading
 from lightning_lscore.meter import Meter
+from lightning_lscore.nll import _built
 from lightning_lscore.nvml import cuda_probe
 from lightning_lscore.sampler import Sampler
 
@@ -60,20 +61,22 @@ class NoWaiting(pl.Callback):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_update_does_not_wait_for_the_gpu_and_is_exact(dtype):
+def test_an_update_does_not_wait_for_the_gpu_and_is_exact(dtype, compile):
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 64, 32000, generator=generator) * 3).to(dtype)
     labels = torch.randint(32000, (2, 64), generator=generator)
     labels[0, :9] = -100
     nll = torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten())
     x, t = logits.cuda(), labels.cuda()
-    metric, held_out = Perplexity().cuda(), HeldOut(-100, x.device)
-    metric.update(x, t)  # kernels are loaded
+    metric, held_out = Perplexity(compile=compile).cuda(), HeldOut(-100, x.device)
+    metric.update(x, t)  # kernels are built and loaded
     metric.reset()
     with no_waiting():
         metric.update(x, t)
         held_out.update(x, t)
+    assert all(_built.values()), "a kernel could not be built, or waited"
     assert float(metric.nll()) == pytest.approx(float(nll), abs=1e-6)
     assert held_out.numbers()[1] == int((labels != -100).sum())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -502,15 +503,15 @@ def test_off_the_cpu_nothing_depends_on_values(compile):
 @pytest.fixture
 def fresh_kernel():
     """Nothing built before the test is used in it, nor anything of it afterwards."""
-    caches = [module._kernel, module._compiles]
-    for cache in caches:
-        cache.cache_clear()
+    caches = [module._kernel.cache_clear, module._built.clear]
+    for clear in caches:
+        clear()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    for clear in caches:
+        clear()
 
 
-def test_without_a_compiler_the_result_is_the_same(monkeypatch, fresh_kernel):
+def test_without_a_compiler_the_result_is_the_same(monkeypatch, fresh_kernel, look):
     """A build that fails is tried once, silently, and the eager sum takes over."""
     tried = []
 
@@ -526,7 +527,7 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch, fresh_kernel):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_kernel_to_be_compiled_is_exact(monkeypatch, fresh_kernel, dtype):
+def test_kernel_to_be_compiled_is_exact(monkeypatch, fresh_kernel, dtype, look):
     """The function that is compiled gives the reference's values, run here as it stands."""
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
     for vocabulary in (40, 2048, 3000):
@@ -560,7 +561,34 @@ def test_kernel_never_sees_a_single_row(monkeypatch, fresh_kernel):
 
 def test_kernel_that_fails_later_falls_back(monkeypatch, fresh_kernel):
     """An exception of the compiled kernel leads to the eager sum."""
-    monkeypatch.setattr(module, "_compiles", lambda dtype: True)
-    monkeypatch.setattr(module, "_kernel", lambda: lambda x, s: 1 / 0)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: spied(function))
+    fails, calls = [], []
+
+    def spied(function):
+        def run(*args):
+            calls.append(function)
+            return 1 / 0 if fails else function(*args)
+
+        return run
+
     logits, labels = batch(4, 3000)
-    assert torch.equal(row_nll(logits, labels, compile=True), row_nll(logits, labels))
+    expected = row_nll(logits, labels)
+    torch.testing.assert_close(row_nll(logits, labels, compile=True), expected, rtol=0, atol=1e-6)
+    fails.append(True)
+    for _ in range(2):
+        assert torch.equal(row_nll(logits, labels, compile=True), expected)
+    assert len(calls) == 2, "not tried again"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernel_compiled_in_earnest_is_exact(monkeypatch, fresh_kernel, dtype, look):
+    """Both kernels go through the compiler as they are, for logits of several sizes."""
+    monkeypatch.setattr(module, "_buffered_sums", lambda *args: pytest.fail("not compiled"))
+    monkeypatch.setattr(module, "_max_sums_of_parts", lambda x: pytest.fail("not compiled"))
+    for rows, vocabulary in ((5, 3000), (7, 4100)):
+        logits, labels = batch(rows, vocabulary)
+        nll = row_nll(logits.to(dtype), labels, compile=True)
+        expected = reference(logits.to(dtype), labels)
+        torch.testing.assert_close(nll, expected, rtol=0, atol=1e-6)
