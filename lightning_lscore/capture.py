@@ -215,7 +215,7 @@ class Capture:
         if tokens is None:
             return "", None
         for other in integer_tensors(batch):  # (x, y) with y the tokens after x
-            if other.shape == tokens.shape and alignment(other, tokens) is True:
+            if other.shape == tokens.shape and alignment(other, tokens, self._ignore_index):
                 return "shifted labels found in the batch", other
         return "the input tokens as labels", tokens
 
@@ -246,7 +246,7 @@ class Capture:
                 self.source += "; this rank saw no label that counts"
                 return False  # there is nothing to tell, nor to guess
             if tokens is not None:
-                self._detected = alignment(labels, tokens)
+                self._detected = alignment(labels, tokens, self._ignore_index)
             self.guessed = self._detected is None
         shifted = bool(self._detected)
         how = "taken as" if self.guessed else "found to be"
@@ -360,11 +360,11 @@ def _text(mask: Any, labels: Tensor) -> Tensor | None:
     return text[:, :-1] & text[:, 1:] if text.shape == (b, t + 1) else None
 
 
-def alignment(labels: Tensor, tokens: Tensor) -> bool | None:
+def alignment(labels: Tensor, tokens: Tensor, ignore_index: int = -100) -> bool | None:
     """Whether labels [B, T] are already shifted against the input tokens [B, T or T + 1].
 
     True: label t is token t + 1. False: label t is token t. None: both or neither fit.
-    Negative labels (ignored positions) fit anything. Reads the data, so it waits for a device.
+    Negative and ignored labels fit anything. Reads the data, so it waits for a device.
     """
     labels, tokens = whole(labels), whole(tokens)
     if labels.ndim != 2 or tokens.ndim != 2 or labels.shape[0] != tokens.shape[0]:
@@ -376,7 +376,7 @@ def alignment(labels: Tensor, tokens: Tensor) -> bool | None:
     def equal(start: int) -> bool:
         other = tokens[:, start : start + length]
         mine = labels[:, : other.shape[1]]
-        return bool(((mine == other) | (mine < 0)).all())
+        return bool(((mine == other) | (mine < 0) | (mine == ignore_index)).all())
 
     not_shifted, shifted = equal(0), equal(1)
     return None if not_shifted == shifted else shifted

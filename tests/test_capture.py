@@ -374,6 +374,15 @@ def test_alignment_is_read_off_the_data_or_left_open(labels, tokens, expected):
     assert alignment(labels, tokens) is expected
 
 
+@pytest.mark.parametrize(("start", "expected"), [(0, False), (1, True)])
+def test_ignored_labels_of_any_number_fit_any_token(start, expected):
+    tokens = torch.tensor([[5, 6, 7, 8, 0], [1, 2, 3, 4, 0]])
+    labels = tokens[:, start : start + 4].clone()
+    labels[:, :2] = 9  # prompts
+    assert alignment(labels, tokens[:, :4], ignore_index=9) is expected
+    assert alignment(labels, tokens[:, :4]) is None
+
+
 # ---------------------------------------------------------------------- hooks
 
 
