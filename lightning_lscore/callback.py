@@ -93,6 +93,9 @@ class LScore(Callback):
             "count": counted in the first batch of each fit. Default: estimated from the model's
             structure, see :func:`~lightning_lscore.flops.flops_of`.
         ignore_index: label of the positions that are not counted.
+        compile: read the held-out logits in one compiled loop, on a GPU in one kernel: some seconds
+            at the first validation, then 1.5 to 2 times as fast on a CPU. It pays where a model is small
+            beside its vocabulary. Without a compiler nothing changes.
         sample_interval: seconds between readings of the hardware.
         prefix: put before every key and the record's file name, so that two LScore callbacks with
             different formulas can work side by side.
@@ -117,6 +120,7 @@ class LScore(Callback):
         carbon_intensity: float | None = None,
         flops_per_token: float | Literal["count"] | None = None,
         ignore_index: int = -100,
+        compile: bool = False,
         sample_interval: float = 1.0,
         prefix: str = "",
     ) -> None:
@@ -152,6 +156,7 @@ class LScore(Callback):
         """The newest validation of a fit, None before."""
         self._count_tokens = count_tokens
         self._ignore_index = ignore_index
+        self._compile = compile
         self._sample_interval = sample_interval
         self._capture = Capture(logits_and_labels, labels_are_shifted, ignore_index, from_loss)
         self._held_out: list[HeldOut] = []  # one for each validation loader
@@ -293,7 +298,8 @@ class LScore(Callback):
         self._loaders = tree_leaves(trainer.val_dataloaders)
         loaders = max(1, len(trainer.num_val_batches))
         self._held_out = [
-            HeldOut(self._ignore_index, pl_module.device, self._count_bytes) for _ in range(loaders)
+            HeldOut(self._ignore_index, pl_module.device, self._count_bytes, self._compile)
+            for _ in range(loaders)
         ]
 
     def on_validation_batch_start(

@@ -27,6 +27,7 @@ class HeldOut:
         ignore_index: label of the positions that are not counted.
         device: where the sums lie.
         count_bytes: function of the counted token ids [n] -> bytes of their text.
+        compile: see :func:`~lightning_lscore.nll.row_nll`.
     """
 
     NUMBERS = ("nll_sum", "tokens", "bytes", "fingerprint", "longest")
@@ -37,8 +38,10 @@ class HeldOut:
         ignore_index: int,
         device: torch.device,
         count_bytes: Callable[[Tensor], int] | None = None,
+        compile: bool = False,
     ) -> None:
-        self._perplexity = Perplexity(ignore_index, sync_on_compute=False).to(device)
+        perplexity = Perplexity(ignore_index, compile=compile, sync_on_compute=False)
+        self._perplexity = perplexity.to(device)
         self._ignore_index = ignore_index
         self._count_bytes = count_bytes
         self._bytes = 0

@@ -10,7 +10,7 @@ import pickle
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import HuggingFaceLM, PlainLM, loader, reference_perplexity
+from conftest import VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity
 from fake_nvml import Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -18,7 +18,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from lightning_lscore import Factor, Formula, LScore, read_records
+from lightning_lscore import Factor, Formula, LScore, nll, read_records
 from lightning_lscore.peaks import peak_flops
 
 BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
@@ -358,6 +358,21 @@ def test_a_subclass_may_use_the_hooks_that_lscore_does_not(trainer):
     t = trainer(lscore, max_epochs=1)
     t.fit(PlainLM(), loader(8), loader(4))
     assert lscore.called == 2 * t.global_step > 0
+
+
+def test_the_sums_of_a_validation_are_compiled_on_request(trainer, monkeypatch):
+    """What is compiled runs here as it stands, in place of the usual sums."""
+    batches = []
+    monkeypatch.setattr(nll, "_BLOCK", VOCABULARY // 2)
+    monkeypatch.setattr(
+        nll, "_fused", lambda sums, x, shift: (batches.append(len(x)), sums(x, shift))[1]
+    )
+    for compile in (False, True):
+        lscore, model = LScore(compile=compile), PlainLM()
+        trainer(lscore, num_sanity_val_steps=0).fit(model, loader(8), loader(12, seed=1))
+        assert bool(batches) is compile
+        expected = reference_perplexity(model, loader(12, seed=1))
+        assert lscore.last_record.measurements.perplexity == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_sanity_check_is_ignored(trainer, tmp_path):
