@@ -366,14 +366,13 @@ class LScore(Callback):
         """Sums the validation, and in a fit the spending, over the ranks: one small exchange."""
         own = {name: ask(name, f, trainer, pl_module) for name, f in self._own.items()}
         held_out = [numbers for h in self._held_out for numbers in h.numbers()]
-        mine = self._session.share() if self._session is not None else Spending()
-        spent = (mine if self._session is None else self._session.added(mine)).to_dict()
-        numbers = [*held_out, *own.values(), *spent.values()]
-        ranks = gather_numbers(numbers, trainer.strategy.root_device)
+        session = self._session
+        mine = Spending() if session is None else session.share()
+        spent = [] if session is None else session.numbers(mine)
+        ranks = gather_numbers([*held_out, *own.values(), *spent], trainer.strategy.root_device)
         n, m = len(held_out), len(held_out) + len(own)
-        if self._session is not None:
-            shares = [Spending.from_dict(dict(zip(spent, r[m:], strict=True))) for r in ranks]
-            self._run.spent = self._session.settle(mine, shares)
+        if session is not None:
+            self._run.spent = session.settle(mine, [r[m:] for r in ranks])
         width = len(HeldOut.NUMBERS)
         loaders = [[r[i : i + width] for i in range(0, n, width)] for r in ranks]
         with_bytes = self._count_bytes is not None
@@ -424,6 +423,7 @@ class LScore(Callback):
             lost_device_hours=run.lost_device_hours,
             prediction=asdict(self._predict(trainer, measurements)),
             devices=session.devices.described,
+            hardware={key: seen.measures() for key, seen in run.spent.devices.items()},
             versions=versions(),
         )
         return self.last_record

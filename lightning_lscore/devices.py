@@ -30,6 +30,8 @@ class Devices:
     """Key, name, kind, peak and its source of each, for the record."""
     sampler: Sampler
     """Reads those of this process."""
+    read_by: tuple[tuple[str, ...], ...]
+    """For each rank, the keys of the devices that its sampler reads."""
 
     @property
     def count(self) -> int:
@@ -80,9 +82,11 @@ def find_devices(
     mine = [
         {**asdict(p.device), "dtype": dtype, **_peak(p.device, root, dtype, threads)} for p in owned
     ]
-    described = tuple(device for theirs in gather(mine) for device in theirs)
+    told = gather((mine, tuple(p.device.key for p in read)))
+    described = tuple(device for theirs, _ in told for device in theirs)
     names = {probe.device.key for probe in owned}
-    return Devices(described, Sampler(read, interval=interval, owned=names))
+    sampler = Sampler(read, interval=interval, owned=names)
+    return Devices(described, sampler, tuple(read for _, read in told))
 
 
 def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -21,18 +22,18 @@ from .records import versions
 # What a run has not got without a field of Reading; energy may also come from power.
 _MEASURES = {
     "busy": ("gpu_busy_fraction",),
-    "memory_used_bytes": ("gpu_memory_peak_gib",),
+    "memory_used_bytes": ("gpu_memory_mean_gib", "gpu_memory_peak_gib"),
     "energy_joules": ("energy_kwh", "power_watts", "emissions_kg"),
     "sm_clock_mhz": ("gpu_sm_clock_mhz",),
     "throttled": ("gpu_throttled_fraction",),
 }
-_SHOWN: dict[str, Callable[[float], str]] = {
+_SHOWN: dict[str, Callable[[Any], str]] = {
     "busy": lambda x: f"{100 * x:.0f} %",
     "power_watts": lambda x: f"{x:.1f} W",
     "energy_joules": lambda x: f"{x:.1f} J",
     "memory_used_bytes": lambda x: f"{x / 2**30:.2f} GiB",
     "sm_clock_mhz": lambda x: f"{x:.0f} MHz",
-    "throttled": lambda x: "yes: power, heat or a fault holds the clocks down" if x else "no",
+    "throttled": lambda x: f"yes: by {' and '.join(sorted(x))}" if x else "no",
 }
 
 

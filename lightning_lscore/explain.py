@@ -12,7 +12,7 @@ from .compare import comparable_with_last
 from .formula import TRAINING_TIME, AnyFactor, Factor, Formula
 from .measurements import MEASURES, Measurements, exp
 from .records import Record
-from .report import best_record, columns, expectation
+from .report import best_record, columns, device_table, expectation
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -171,6 +171,8 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
     text.append(idle_cost(formula, last))
     if said := expectation(last):
         text.append(f"{said[0].upper()}{said[1:]}{'' if said.endswith('.') else '.'}")
+    if devices := device_table(last):
+        text += ["", devices]
     return "\n".join([*text, ""])
 
 

@@ -35,8 +35,8 @@ PLAUSIBLE_MHZ = 10_000
 """No clock is higher: one that says so is no clock."""
 
 
-Query: TypeAlias = Callable[[Any, Any], "float | None"]
-"""(library, handle of the device) -> a measure in the unit of `Reading`, None where impossible."""
+Query: TypeAlias = Callable[[Any, Any], "float | frozenset[str] | None"]
+"""(library, handle of the device) -> a measure as in `Reading`, None where impossible."""
 
 
 class ProbeLost(RuntimeError):
@@ -67,8 +67,9 @@ class Reading:
     memory_used_bytes: int | None = None
     sm_clock_mhz: float | None = None
     """Clock of the compute units at this moment, in MHz."""
-    throttled: float | None = None
-    """1: at this moment power, heat or a fault holds the clocks down; 0: none of these does."""
+    throttled: frozenset[str] | None = None
+    """What holds the clocks down at this moment: `"power"`, `"heat"`, or `"fault"` where the
+    hardware does not tell which; empty: nothing does."""
 
 
 class Probe(Protocol):
@@ -139,7 +140,7 @@ class Session(ABC):
     def close(self) -> None:
         """Never raises."""
 
-    def _ask(self, measure: str, query: Query, reasons: dict[str, str]) -> float | None:
+    def _ask(self, measure: str, query: Query, reasons: dict[str, str]) -> Any:
         try:
             value = query(self._library, self._handle)
         except Exception as error:

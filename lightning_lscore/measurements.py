@@ -115,6 +115,15 @@ class Measurements:
     gpu_throttled_fraction: float | None = _measure(
         "", "share of the training time in which power, heat or a fault held the GPU's clocks down"
     )
+    gpu_throttled_by_power_fraction: float | None = _measure(
+        "", "the part of it in which power was a cause, alone or beside others", logged=False
+    )
+    gpu_throttled_by_heat_fraction: float | None = _measure(
+        "", "the part of it in which heat was a cause, alone or beside others", logged=False
+    )
+    gpu_memory_mean_gib: float | None = _measure(
+        "GiB", "mean memory in use on one device over the training time", logged=False
+    )
     gpu_memory_peak_gib: float | None = _measure("GiB", "largest memory in use on one device")
     power_watts: float | None = _measure("W", "mean power of the devices together, in training")
     energy_kwh: float | None = _measure("kWh", "energy of the devices, in training", grows=True)

@@ -43,10 +43,16 @@ class Totals:
     energy_known_seconds: float = 0.0
     memory_peak_bytes: int = 0
     """Largest reading, of one device; 0: none was reported."""
+    memory_byte_seconds: float = 0.0
+    """The memory in use summed over time."""
+    memory_known_seconds: float = 0.0
     sm_clock_mhz_seconds: float = 0.0
     """The clock summed over time, in MHz s."""
     sm_clock_known_seconds: float = 0.0
     throttled_seconds: float = 0.0
+    throttled_by_power_seconds: float = 0.0
+    """The part of them in which power was a cause, alone or beside others; so for heat."""
+    throttled_by_heat_seconds: float = 0.0
     throttled_known_seconds: float = 0.0
     readings: int = 0
 
@@ -56,6 +62,15 @@ class Totals:
             join = max if name in self.MAXIMA else operator.add
             joined[name] = join(getattr(self, name), getattr(other, name))
         return Totals(**joined)
+
+    def since(self, before: Totals) -> Totals:
+        """What was added after ``before``, such that ``before + a.since(before) == a``."""
+        added = {
+            f.name: getattr(self, f.name)
+            - (0 if f.name in self.MAXIMA else getattr(before, f.name))
+            for f in fields(self)
+        }
+        return Totals(**added)
 
     @property
     def coverage(self) -> float | None:
@@ -79,6 +94,11 @@ class Totals:
         return _ratio(self.energy_joules, self.energy_known_seconds)
 
     @property
+    def memory_mean_bytes(self) -> float | None:
+        """Time-weighted mean of the memory in use on one device."""
+        return _ratio(self.memory_byte_seconds, self.memory_known_seconds)
+
+    @property
     def sm_clock_mhz(self) -> float | None:
         """Time-weighted mean clock of the compute units in MHz, idle moments included."""
         return _ratio(self.sm_clock_mhz_seconds, self.sm_clock_known_seconds)
@@ -87,6 +107,34 @@ class Totals:
     def throttled_fraction(self) -> float | None:
         """Share of the time, 0..1, in which power, heat or a fault held the clocks down."""
         return _ratio(self.throttled_seconds, self.throttled_known_seconds)
+
+    @property
+    def throttled_by_power_fraction(self) -> float | None:
+        """Share of the time, 0..1, in which power did, alone or beside others."""
+        return _ratio(self.throttled_by_power_seconds, self.throttled_known_seconds)
+
+    @property
+    def throttled_by_heat_fraction(self) -> float | None:
+        """Share of the time, 0..1, in which heat did, alone or beside others."""
+        return _ratio(self.throttled_by_heat_seconds, self.throttled_known_seconds)
+
+    def measures(self) -> dict[str, float]:
+        """What is known of one device, by name, in the units that the names say."""
+        gib, known = 2**30, self.energy_known_seconds
+        mean = self.memory_mean_bytes
+        found = {
+            "coverage": self.coverage,
+            "busy_fraction": self.busy_fraction,
+            "sm_clock_mhz": self.sm_clock_mhz,
+            "throttled_fraction": self.throttled_fraction,
+            "throttled_by_power_fraction": self.throttled_by_power_fraction,
+            "throttled_by_heat_fraction": self.throttled_by_heat_fraction,
+            "memory_mean_gib": None if mean is None else mean / gib,
+            "memory_peak_gib": self.memory_peak_bytes / gib or None,
+            "power_watts": self.power_watts,
+            "energy_kwh": self.energy_kwh if known else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def energy_is_counter(self) -> bool:
@@ -201,7 +249,7 @@ class Meter:
     Args:
         max_gap: seconds; a few sampling intervals.
         owner: False for a rank that shares the device with the rank that owns it (processes on
-            one host's CPU): it adds its busy seconds and memory, and no time or energy.
+            one host's CPU): it adds its busy seconds and its memory's peak, no time or energy.
     """
 
     def __init__(self, *, max_gap: float, owner: bool = True) -> None:
@@ -215,7 +263,8 @@ class Meter:
         self._last: tuple[float, float] | None = None  # t and trained at the last reading
         self._energy = _Energy(max_gap)
         self._observed = 0.0
-        self._busy, self._clock, self._throttled = _Share(), _Share(), _Share()
+        self._busy, self._memory, self._clock = _Share(), _Share(), _Share()
+        self._throttled, self._by_power, self._by_heat = _Share(), _Share(), _Share()
         self._peak = self._readings = 0
 
     @property
@@ -244,8 +293,12 @@ class Meter:
             seconds = trained - self._last[1]
             self._observed += seconds if reading != Reading() else 0.0
             self._busy.add(reading.busy, seconds)
+            self._memory.add(reading.memory_used_bytes, seconds)
             self._clock.add(reading.sm_clock_mhz, seconds)
-            self._throttled.add(reading.throttled, seconds)
+            if reading.throttled is not None:
+                self._throttled.add(bool(reading.throttled), seconds)
+                self._by_power.add("power" in reading.throttled, seconds)
+                self._by_heat.add("heat" in reading.throttled, seconds)
         self._energy.add(reading, t, trained)
         self._peak = max(self._peak, reading.memory_used_bytes or 0)
         self._readings += 1
@@ -269,9 +322,13 @@ class Meter:
             training_seconds=self._trained + more,
             observed_seconds=self._observed,
             busy_known_seconds=self._busy.known,
+            memory_byte_seconds=self._memory.sum,
+            memory_known_seconds=self._memory.known,
             sm_clock_mhz_seconds=self._clock.sum,
             sm_clock_known_seconds=self._clock.known,
             throttled_seconds=self._throttled.sum,
+            throttled_by_power_seconds=self._by_power.sum,
+            throttled_by_heat_seconds=self._by_heat.sum,
             throttled_known_seconds=self._throttled.known,
             energy_joules=joules,
             energy_estimated_joules=estimated,

@@ -48,9 +48,13 @@ _LOST = (
 )  # fmt: skip
 """Answers that concern the device or NVML as a whole, not one measure."""
 
-_HELD_DOWN = (
-    "SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown",
-)  # fmt: skip
+_HELD_DOWN = {
+    "SwPowerCap": "power",
+    "HwPowerBrakeSlowdown": "power",
+    "SwThermalSlowdown": "heat",
+    "HwThermalSlowdown": "heat",
+    "HwSlowdown": "fault",  # set beside either of the Hw... above, or alone
+}
 """Reasons for a low clock that are throttling; idleness and clocks set by someone are not."""
 
 _MIG = "a MIG slice: NVML reports it for the whole board only, which is not this process's alone"
@@ -206,7 +210,7 @@ def _sm_clock_mhz(nvml: Any, handle: Any) -> float | None:
     return float(mhz) if 0 < mhz < PLAUSIBLE_MHZ else None
 
 
-def _throttled(nvml: Any, handle: Any) -> float | None:
+def _throttled(nvml: Any, handle: Any) -> frozenset[str]:
     # R535 renamed the function, and nvidia-ml-py its constants: both may know one name only.
     try:
         reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
@@ -215,8 +219,8 @@ def _throttled(nvml: Any, handle: Any) -> float | None:
     prefix = "nvmlClocksEventReason"
     if not hasattr(nvml, f"{prefix}SwPowerCap"):
         prefix = "nvmlClocksThrottleReason"
-    held_down = sum(getattr(nvml, prefix + name) for name in _HELD_DOWN)  # one bit each
-    return float(reasons & held_down != 0)
+    causes = {cause for name, cause in _HELD_DOWN.items() if reasons & getattr(nvml, prefix + name)}
+    return frozenset(causes - {"fault"} or causes)
 
 
 _QUERIES: Mapping[str, Query] = {

@@ -53,6 +53,10 @@ class Record:
     prediction: Mapping[str, Any] = field(default_factory=dict)
     """The best L expected, see ``predict.Prediction``; or ``reason``, why nothing is expected."""
     devices: tuple[Mapping[str, Any], ...] = ()
+    """What the run computes on now: key, name, kind, peak and its source of each."""
+    hardware: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each device did in training since the run began, by its key, see ``Totals.measures``:
+    also of those that it computed on before a resume."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -106,6 +110,7 @@ class Record:
             "lost_device_hours": self.lost_device_hours,
             "prediction": dict(self.prediction),
             "devices": [dict(d) for d in self.devices],
+            "hardware": {key: dict(seen) for key, seen in self.hardware.items()},
             "versions": dict(self.versions),
         }
         return json.dumps(_strict(line), allow_nan=False)
@@ -152,6 +157,7 @@ class Record:
                 lost_device_hours=_hours(data.get("lost_device_hours", 0.0)),
                 prediction=_prediction(data.get("prediction", {})),
                 devices=_shared(tuple(map(dict, data["devices"])), before and before.devices),
+                hardware=_hardware(data.get("hardware", {})),
                 versions=_shared(dict(data["versions"]), before and before.versions),
             )
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -332,6 +338,13 @@ def _hours(value: Any) -> float:
     if hours is None or not 0 <= hours < math.inf:
         raise ValueError(f"lost_device_hours: expected a number >= 0, got {short(value)}")
     return hours
+
+
+def _hardware(data: Any) -> dict[str, dict[str, float]]:
+    return {
+        sys.intern(key): {sys.intern(name): float(value) for name, value in seen.items()}
+        for key, seen in data.items()
+    }
 
 
 def _prediction(data: Any) -> dict[str, Any]:

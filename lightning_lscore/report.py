@@ -97,6 +97,44 @@ def _spending(record: Record) -> str:
     return ", ".join(parts)
 
 
+SHOWN_DEVICES = 16
+
+
+def device_table(record: Record) -> str:
+    """What each device did in training since the run began, one a line; "" if nothing is known.
+
+    Of many devices those are shown that were busy least: who waits, and for whom, is told there.
+    """
+    seen = record.hardware
+    keys = sorted(seen, key=lambda key: seen[key].get("busy_fraction", math.inf))[:SHOWN_DEVICES]
+    if not any(seen.values()):
+        return ""
+    names = {d.get("key"): d.get("name") for d in record.devices}
+    found = [name for name in _DEVICE_COLUMNS if any(name in seen[key] for key in keys)]
+    rows = [("", "", *(_DEVICE_COLUMNS[name][0] for name in found))]
+    for key in keys:
+        values = ((seen[key].get(name), _DEVICE_COLUMNS[name][1]) for name in found)
+        cells = ("-" if value is None else show.format(value) for value, show in values)
+        rows.append((f"   {names.get(key, 'before a resume')}", key, *cells))
+    more = len(seen) - len(keys)
+    last = [f"   and {more} more, which were busy for more of the time"] if more else []
+    return "\n".join(["Devices in training, since the run began:", *columns(rows, left=2), *last])
+
+
+_DEVICE_COLUMNS = {
+    "busy_fraction": ("busy", "{:.1%}"),
+    "energy_kwh": ("energy", "{:.4g} kWh"),
+    "power_watts": ("power", "{:.1f} W"),
+    "memory_mean_gib": ("memory", "{:.2f} GiB"),
+    "memory_peak_gib": ("peak", "{:.2f} GiB"),
+    "sm_clock_mhz": ("clock", "{:.0f} MHz"),
+    "throttled_fraction": ("throttled", "{:.1%}"),
+    "throttled_by_power_fraction": ("by power", "{:.1%}"),
+    "throttled_by_heat_fraction": ("by heat", "{:.1%}"),
+    "coverage": ("sampled", "{:.1%}"),
+}
+
+
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     """Aligned lines; the first ``left`` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

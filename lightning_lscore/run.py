@@ -268,6 +268,11 @@ def measure(
     )
     no_reading = "no reading yet"
     no_energy = reasons.get("energy_joules", no_reading)
+    throttled = (
+        f"measured: sampled over {_share(hardware.throttled_known_seconds, spent)}",
+        reasons.get("throttled", no_reading),
+    )
+    memory = hardware.memory_mean_bytes
 
     # measure: value, how it was obtained, why it is missing if it is None
     found: dict[str, tuple[Any, str, str]] = {
@@ -318,10 +323,13 @@ def measure(
             f"measured: sampled over {_share(hardware.sm_clock_known_seconds, spent)}",
             reasons.get("sm_clock_mhz", no_reading),
         ),
-        "gpu_throttled_fraction": (
-            hardware.throttled_fraction,
-            f"measured: sampled over {_share(hardware.throttled_known_seconds, spent)}",
-            reasons.get("throttled", no_reading),
+        "gpu_throttled_fraction": (hardware.throttled_fraction, *throttled),
+        "gpu_throttled_by_power_fraction": (hardware.throttled_by_power_fraction, *throttled),
+        "gpu_throttled_by_heat_fraction": (hardware.throttled_by_heat_fraction, *throttled),
+        "gpu_memory_mean_gib": (
+            None if memory is None else memory / 2**30,
+            f"measured: sampled over {_share(hardware.memory_known_seconds, spent)}",
+            reasons.get("memory_used_bytes", no_reading),
         ),
         "gpu_memory_peak_gib": (
             hardware.memory_peak_bytes / 2**30 or None,

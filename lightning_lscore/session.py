@@ -13,6 +13,7 @@ import torch
 from .clock import Clock
 from .devices import Devices
 from .flops import FlopsModel
+from .meter import Totals
 from .spending import Spending
 from .tokens import TokenCounter
 
@@ -87,7 +88,8 @@ class Session:
         """What this rank has spent in this session; time and capacity are the whole run's."""
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
-        hardware, intensity = self.devices.sampler.totals(), self._carbon_intensity
+        seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
+        hardware = sum(seen.values(), Totals())
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
@@ -103,15 +105,19 @@ class Session:
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
             unrated_joules=hardware.energy_joules if intensity is None else 0.0,
             emissions_kg=0.0 if intensity is None else hardware.energy_kwh * intensity / 1000,
-            hardware=hardware,
+            devices=seen,
         )
 
-    def added(self, mine: Spending) -> Spending:
-        """What this rank's share adds to the sum over the ranks: each batch counts once."""
-        return mine if self._counts else replace(mine, tokens=0, samples=0, model_flops=0.0)
+    def numbers(self, mine: Spending) -> list[float]:
+        """What this rank's share adds to the sum over the ranks, equally long on each of them."""
+        if not self._counts:  # each batch counts once
+            mine = replace(mine, tokens=0, samples=0, model_flops=0.0)
+        return mine.numbers(slots=max(map(len, self.devices.read_by)))
 
-    def settle(self, mine: Spending, shares: Sequence[Spending]) -> Spending:
-        """What all ranks have spent since the run began, from what each of them added."""
+    def settle(self, mine: Spending, ranks: Sequence[Sequence[float]]) -> Spending:
+        """What all ranks have spent since the run began, from the :meth:`numbers` of each."""
+        pairs = zip(ranks, self.devices.read_by, strict=True)
+        shares = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
         self._share_then = mine
         self._settled = self._before.then(Spending.over_ranks(shares))
         return self._settled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any
 
 from .measurements import Measurements
@@ -40,8 +40,13 @@ class Spending:
     """Energy that nobody named a carbon intensity for."""
     emissions_kg: float = 0.0
     """CO2-equivalent of the other energy."""
-    hardware: Totals = field(default_factory=Totals)
-    """What the sampler saw of them."""
+    devices: Mapping[str, Totals] = field(default_factory=dict)
+    """What the samplers saw of each device, by its key."""
+
+    @property
+    def hardware(self) -> Totals:
+        """What the samplers saw of all devices together."""
+        return sum(self.devices.values(), Totals())
 
     def then(self, later: Spending) -> Spending:
         """This, and after it ``later``."""
@@ -66,12 +71,9 @@ class Spending:
             name: (getattr(now, name) - getattr(before, name)) * (1 if name in once else ranks)
             for name in _PLAIN
         }
-        seen = {
-            f.name: getattr(now.hardware, f.name)
-            - (0 if f.name in Totals.MAXIMA else getattr(before.hardware, f.name))
-            for f in fields(Totals)
-        }
-        return self.then(Spending(**more, hardware=Totals(**seen)))
+        nothing = Totals()
+        seen = {key: t.since(before.devices.get(key, nothing)) for key, t in now.devices.items()}
+        return self.then(Spending(**more, devices=seen))
 
     def at_least(self, measured: Measurements) -> Spending:
         """This, with no less time than was measured, and no less cost and capacity for it.
@@ -89,20 +91,39 @@ class Spending:
 
     def _joined(self, other: Spending, join: Callable[[str, Any, Any], Any]) -> Spending:
         plain = {name: join(name, getattr(self, name), getattr(other, name)) for name in _PLAIN}
-        return Spending(**plain, hardware=self.hardware + other.hardware)
+        devices = dict(self.devices)
+        for key, totals in other.devices.items():
+            devices[key] = devices[key] + totals if key in devices else totals
+        return Spending(**plain, devices=devices)
 
-    def to_dict(self) -> dict[str, float]:
-        """Flat, of plain numbers."""
-        values = asdict(self)
-        return {**values.pop("hardware"), **values}
+    def numbers(self, slots: int) -> list[float]:
+        """For an exchange between ranks: equally many on each of them.
+
+        Args:
+            slots: the most devices that any rank reads.
+        """
+        seen = [*self.devices.values()] + [Totals()] * (slots - len(self.devices))
+        plain = [getattr(self, name) for name in _PLAIN]
+        return plain + [value for totals in seen for value in astuple(totals)]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float], devices: Sequence[str]) -> Spending:
+        """The inverse of :meth:`numbers`, with the keys of the devices that the rank reads."""
+        values = iter(numbers)
+        plain = _take(cls, {name: next(values) for name in _PLAIN})
+        names = [f.name for f in fields(Totals)]
+        seen = {key: _take(Totals, {name: next(values) for name in names}) for key in devices}
+        return cls(**plain, devices={key: Totals(**totals) for key, totals in seen.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of plain numbers, those of each device in a dictionary of its own."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spending:
         """The inverse of :meth:`to_dict`; what is not there is 0."""
-        hardware = _take(Totals, values)
-        # A state from before there were emissions: all of its energy is unrated.
-        plain = {"unrated_joules": hardware.get("energy_joules", 0.0), **_take(cls, values)}
-        return cls(**plain, hardware=Totals(**hardware))
+        seen = {k: Totals(**_take(Totals, t)) for k, t in values.get("devices", {}).items()}
+        return cls(**_take(cls, values), devices=seen)
 
 
 # The same on every rank, or the largest of them.
@@ -119,9 +140,9 @@ _COMMON = (
 )
 # Of the devices that the rank's sampler reads, as their energy is.
 _OF_ENERGY = ("unrated_joules", "emissions_kg")
-_PLAIN = tuple(f.name for f in fields(Spending) if f.name != "hardware")
+_PLAIN = tuple(f.name for f in fields(Spending) if f.name != "devices")
 
 
 def _take(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {f.name: int if f.type == "int" else float for f in fields(cls)}
+    kinds = {f.name: int if f.type == "int" else float for f in fields(cls) if f.name != "devices"}
     return {name: kind(values[name]) for name, kind in kinds.items() if name in values}

@@ -8,10 +8,11 @@ import math
 import pickle
 
 import lightning.pytorch as pl
+import pynvml
 import pytest
 import torch
 from conftest import VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity
-from fake_nvml import Draws, FakeGpu, FakeNvml
+from fake_nvml import OTHER_UUID, Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
@@ -163,6 +164,38 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     record = read_records(tmp_path)[-1]
     assert record.devices[0]["key"] == gpu.uuid
     assert record.measurements.provenance["energy_kwh"].startswith("measured: energy counter")
+    assert list(record.hardware) == [gpu.uuid]
+    assert record.hardware[gpu.uuid]["energy_kwh"] == seen["energy_kwh"]
+    assert record.hardware[gpu.uuid]["memory_mean_gib"] == record.measurements.gpu_memory_mean_gib
+    assert record.measurements.gpu_memory_mean_gib == pytest.approx(12)
+
+
+def test_after_a_resume_on_another_gpu_the_record_tells_what_each_has_spent(
+    trainer, monkeypatch, tmp_path
+):
+    """And that heat held the second one down."""
+    cool, hot = FakeGpu(), FakeGpu(uuid=f"GPU-{OTHER_UUID}")
+    hot.clock_reasons = pynvml.nvmlClocksEventReasonHwThermalSlowdown
+    driver = FakeNvml([cool]).install_for_fits(monkeypatch)
+    t = trainer(LScore())
+    t.fit(Draws(driver), loader(16), loader(4))
+    t.save_checkpoint(tmp_path / "half.ckpt")
+    before = read_records(tmp_path)[-1]
+    driver.gpus.insert(0, hot)
+    driver.calls.clear()
+    driver.install_for_fits(monkeypatch)
+    t = trainer(LScore(), max_epochs=2)
+    t.fit(Draws(driver), loader(16), loader(4), ckpt_path=tmp_path / "half.ckpt")
+    record = read_records(tmp_path)[-1]
+    assert [device["key"] for device in record.devices] == [hot.uuid]
+    first, second = record.hardware[cool.uuid], record.hardware[hot.uuid]
+    assert first["energy_kwh"] >= before.hardware[cool.uuid]["energy_kwh"] > 0
+    both = first["energy_kwh"] + second["energy_kwh"]
+    assert both == pytest.approx(record.measurements.energy_kwh)
+    assert (first["throttled_fraction"], second["throttled_fraction"]) == (0, 1)
+    assert (second["throttled_by_heat_fraction"], second["throttled_by_power_fraction"]) == (1, 0)
+    m = record.measurements
+    assert 0 < m.gpu_throttled_by_heat_fraction == m.gpu_throttled_fraction < 1
 
 
 def test_a_measure_of_ones_own_is_logged_charged_for_and_recorded(trainer, tmp_path):

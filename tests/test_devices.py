@@ -104,6 +104,7 @@ def test_each_rank_with_a_gpu_of_its_own_reads_that_one():
     expected = ["GPU-a-0", "GPU-a-1", "GPU-b-0", "GPU-b-1"]
     assert [keys(found) for found in everyone] == [expected] * 4
     assert [read_keys(found) for found in everyone] == [[key] for key in expected]
+    assert {found.read_by for found in everyone} == {tuple((key,) for key in expected)}
     assert {(found.count, found.peak_flops) for found in everyone} == {(4, 4e12)}
 
 
@@ -114,6 +115,7 @@ def test_a_gpu_that_two_ranks_share_counts_once_and_is_read_once():
     assert read_keys(first) == ["GPU-a-0"]
     assert read_keys(second) == []
     assert read_keys(third) == ["GPU-b-0"]
+    assert second.read_by == (("GPU-a-0",), (), ("GPU-b-0",))
 
 
 def test_a_model_over_several_gpus_occupies_all_of_them():
@@ -216,7 +218,7 @@ def test_a_peak_that_nobody_knows_is_none_for_all(monkeypatch):
 def test_the_peak_of_a_run_is_that_of_all_devices_together():
     """In FLOP/s."""
     described = ({"peak_flops": 1e12}, {"peak_flops": 2e12})
-    assert Devices(described, sampler=None).peak_flops == 3e12
+    assert Devices(described, sampler=None, read_by=()).peak_flops == 3e12
 
 
 # ---------------------------------------------------------------- the number format

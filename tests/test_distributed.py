@@ -144,7 +144,10 @@ def test_rank_zero_writes_each_validation_once_and_early_stopping_agrees(folder,
 @pytest.mark.parametrize("hosts", TWO_HOSTS)
 def test_each_host_adds_its_cpu(folder, hosts):
     for record in read_records(folder / f"two hosts {hosts}"):
-        assert len({device["key"] for device in record.devices}) == len(record.devices) == 2
+        keys = {device["key"] for device in record.devices}
+        assert len(keys) == len(record.devices) == 2
+        assert record.hardware.keys() == keys
+        assert all(seen["memory_peak_gib"] > 0 for seen in record.hardware.values())
         assert_capacity(record.measurements, hosts=2)
 
 

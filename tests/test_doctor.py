@@ -86,7 +86,7 @@ def test_a_gpu_whose_clocks_are_held_down_says_so(monkeypatch):
     bits = pynvml.nvmlClocksThrottleReasonSwPowerCap
     FakeNvml([FakeGpu(clock_reasons=bits)]).install(monkeypatch)
     found, _ = examined(NvmlProbe(H100))
-    assert found["throttled"].startswith("yes")
+    assert found["throttled"] == "yes: by power"
 
 
 def test_the_versions_of_driver_and_nvml_are_told_where_there_is_an_nvidia_gpu(monkeypatch):
@@ -119,8 +119,8 @@ def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
     assert found["busy"] == "unavailable: nothing reads these yet"
     assert "no peak of Some accelerator in float32 is known" in found["peak float32"]
     assert set(missing) == {
-        "capacity_flops", "mfu", "gpu_busy_fraction", "gpu_memory_peak_gib", "energy_kwh",
-        "power_watts", "emissions_kg", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
+        "capacity_flops", "mfu", "gpu_busy_fraction", "gpu_memory_mean_gib", "gpu_memory_peak_gib",
+        "energy_kwh", "power_watts", "emissions_kg", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ EVENTS = st.lists(
         st.none() | st.floats(1, 1000),  # watts
         st.none() | st.integers(0, 2**40),  # memory
         st.none() | st.floats(1, 3000),  # clock
-        st.sampled_from([None, 0.0, 1.0]),  # throttled
+        st.none() | st.frozensets(st.sampled_from(["power", "heat", "fault"])),  # throttled
     ),
     max_size=40,
 )
@@ -43,7 +43,7 @@ def reference(events):
         if kind == "read":
             reads.append((t, len(pieces), busy, watts, memory, clock, throttled))
     training_s = observed = joules = powered = 0.0
-    sums, known = [0.0] * 3, [0.0] * 3  # of busy, clock, throttled
+    sums, known = [0.0] * 6, [0.0] * 6
 
     def around(i, rows):
         before = [r for r in rows if r[1] <= i]
@@ -57,7 +57,10 @@ def reference(events):
         if pair and pair[1][0] - pair[0][0] <= MAX_GAP:
             if any(value is not None for value in pair[1][2:]):
                 observed += seconds
-            for k, value in enumerate((pair[1][2], *pair[1][5:])):
+            busy, _, memory, clock, causes = pair[1][2:]
+            held = [None] * 3 if causes is None else [causes != set()]
+            held += [] if causes is None else [cause in causes for cause in ("power", "heat")]
+            for k, value in enumerate((busy, memory, clock, *held)):
                 if value is not None:
                     known[k] += seconds
                     sums[k] += seconds * value
@@ -70,10 +73,14 @@ def reference(events):
         observed_seconds=observed,
         busy_seconds=sums[0],
         busy_known_seconds=known[0],
-        sm_clock_mhz_seconds=sums[1],
-        sm_clock_known_seconds=known[1],
-        throttled_seconds=sums[2],
-        throttled_known_seconds=known[2],
+        memory_byte_seconds=sums[1],
+        memory_known_seconds=known[1],
+        sm_clock_mhz_seconds=sums[2],
+        sm_clock_known_seconds=known[2],
+        throttled_seconds=sums[3],
+        throttled_by_power_seconds=sums[4],
+        throttled_by_heat_seconds=sums[5],
+        throttled_known_seconds=known[3],
         energy_joules=joules,
         energy_estimated_joules=joules,
         energy_known_seconds=powered,
@@ -126,6 +133,9 @@ def test_totals_stay_within_their_bounds(events):
     assert 0 <= totals.busy_seconds <= totals.busy_known_seconds + 1e-9
     assert totals.busy_known_seconds <= totals.observed_seconds + 1e-9
     assert 0 <= totals.throttled_seconds <= totals.throttled_known_seconds + 1e-9
+    assert 0 <= totals.throttled_by_power_seconds <= totals.throttled_seconds + 1e-9
+    assert 0 <= totals.throttled_by_heat_seconds <= totals.throttled_seconds + 1e-9
+    assert (totals.memory_mean_bytes or 0) <= totals.memory_peak_bytes * (1 + 1e-9)
     assert totals.sm_clock_known_seconds <= totals.observed_seconds + 1e-9
     assert totals.observed_seconds <= totals.training_seconds + 1e-9
     assert totals.energy_known_seconds <= totals.training_seconds + 1e-9
@@ -154,11 +164,11 @@ def steady(meter, start, stop, *, watts=None, joules=None, busy=0.5):
 def test_clock_and_throttling_are_means_over_the_time_for_which_they_are_known():
     meter = Meter(max_gap=4)
     meter.resume(0.0)
-    meter.add(Reading(sm_clock_mhz=300, throttled=0.0), 0.0)  # idle before; covers nothing
-    meter.add(Reading(sm_clock_mhz=1980, throttled=0.0), 3.0)
-    meter.add(Reading(sm_clock_mhz=1410, throttled=1.0), 4.0)
+    meter.add(Reading(sm_clock_mhz=300, throttled=frozenset()), 0.0)  # idle before; covers nothing
+    meter.add(Reading(sm_clock_mhz=1980, throttled=frozenset()), 3.0)
+    meter.add(Reading(sm_clock_mhz=1410, throttled=frozenset({"power"})), 4.0)
     meter.add(Reading(busy=1.0), 6.0)  # neither is known
-    meter.add(Reading(sm_clock_mhz=990, throttled=1.0), 60.0)  # after a gap
+    meter.add(Reading(sm_clock_mhz=990, throttled=frozenset({"heat"})), 60.0)  # after a gap
     meter.pause(60.0)
 
     totals = meter.totals()
@@ -171,7 +181,7 @@ def test_a_clock_that_nobody_throttled_is_zero_throttled_and_an_unknown_one_is_n
     meter = Meter(max_gap=4)
     meter.resume(0.0)
     for t in range(5):
-        meter.add(Reading(busy=1.0, throttled=0.0), float(t))
+        meter.add(Reading(busy=1.0, throttled=frozenset()), float(t))
 
     assert meter.totals().throttled_fraction == 0.0
     assert meter.totals().sm_clock_mhz is None

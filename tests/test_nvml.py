@@ -24,7 +24,7 @@ FULL = {
     "energy_joules": 5000.0,
     "memory_used_bytes": 12 * 2**30,
     "sm_clock_mhz": 1755.0,
-    "throttled": 0.0,
+    "throttled": frozenset(),
 }
 BOARD_ONLY = {"busy", "power_watts", "energy_joules"}
 """What NVML says of a whole board, where a slice of it asks."""
@@ -84,7 +84,7 @@ def test_a_mig_slice_is_never_charged_for_its_board(monkeypatch, gpu, device):
 def test_the_clock_of_a_board_is_that_of_its_slices_and_nvml_may_refuse_to_tell_it(monkeypatch):
     FakeNvml([FakeGpu(board_in_mig_mode=True)]).install(monkeypatch)
     board = NvmlProbe(GPU)
-    assert (board.read().sm_clock_mhz, board.read().throttled) == (1755.0, 0.0)
+    assert (board.read().sm_clock_mhz, board.read().throttled) == (1755.0, frozenset())
 
     FakeNvml([FakeGpu(uuid=SLICE.key, is_slice=True)]).install(monkeypatch)
     alone = NvmlProbe(SLICE)
@@ -265,7 +265,8 @@ def test_an_idle_gpu_is_not_a_missing_one(monkeypatch):
 
 
 THROTTLING = {
-    "SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown",
+    "SwPowerCap": "power", "HwPowerBrakeSlowdown": "power", "SwThermalSlowdown": "heat",
+    "HwThermalSlowdown": "heat", "HwSlowdown": "fault",
 }  # fmt: skip
 
 
@@ -287,14 +288,24 @@ def test_power_heat_and_faults_throttle_and_idleness_and_settings_do_not(
             monkeypatch.delattr(pynvml, name)
     monkeypatch.delattr(pynvml, f"nvmlDeviceGetCurrentClocks{other}s")
 
-    assert NvmlProbe(GPU).read().throttled == (reason in THROTTLING)
+    cause = THROTTLING.get(reason)
+    assert NvmlProbe(GPU).read().throttled == ({cause} if cause else set())
 
 
-def test_one_reason_among_others_is_enough(monkeypatch):
-    bits = pynvml.nvmlClocksEventReasonSyncBoost | pynvml.nvmlClocksEventReasonHwSlowdown
+@pytest.mark.parametrize(
+    ("names", "causes"),
+    [
+        (["SyncBoost", "HwSlowdown"], {"fault"}),
+        (["SwPowerCap", "SwThermalSlowdown"], {"power", "heat"}),
+        (["HwSlowdown", "HwThermalSlowdown"], {"heat"}),  # the first says no more than the second
+        (["HwSlowdown", "HwPowerBrakeSlowdown", "GpuIdle"], {"power"}),
+    ],
+)
+def test_of_several_reasons_each_cause_is_told(monkeypatch, names, causes):
+    bits = sum(getattr(pynvml, f"nvmlClocksEventReason{name}") for name in names)
     FakeNvml([FakeGpu(clock_reasons=bits)]).install(monkeypatch)
 
-    assert NvmlProbe(GPU).read().throttled == 1.0
+    assert NvmlProbe(GPU).read().throttled == causes
 
 
 def test_an_nvidia_ml_py_without_reasons_knows_of_no_throttling(monkeypatch):
@@ -611,7 +622,7 @@ def test_a_real_gpu_reports_every_measure_without_touching_its_memory():
         if "sm_clock_mhz" not in probe.reasons:
             assert reading.sm_clock_mhz is not None
             assert 100 < reading.sm_clock_mhz < 5000
-        assert reading.throttled in (None, 0.0, 1.0)
+        assert reading.throttled is None or reading.throttled <= {"power", "heat", "fault"}
     assert reading.memory_used_bytes is not None
     assert 0 < reading.memory_used_bytes <= torch.cuda.get_device_properties(0).total_memory
     assert torch.cuda.memory_reserved() == before

@@ -47,6 +47,7 @@ def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
         "lost_device_hours": 0.25,
         "prediction": asdict(EXPECTED),
         "devices": ({"key": "GPU-1", "peak_flops": 1e12},),
+        "hardware": {"GPU-1": {"energy_kwh": 1.5, "busy_fraction": 0.5}},
         "versions": {"torch": "2"},
     }
     return Record(**{**values, **changes})
@@ -192,7 +193,7 @@ def test_a_record_is_scored_again_under_another_formula():
 # ---------------------------------------------------------------- lines that are no records
 
 VALID = json.loads(record().to_json())
-LATER = ["level", "own", "lost_device_hours", "prediction"]
+LATER = ["level", "own", "lost_device_hours", "prediction", "hardware"]
 KEYS = [k for k in VALID if k not in ("schema", *LATER)]
 
 
@@ -209,7 +210,8 @@ def test_a_line_of_before_is_read():
     assert (old.prediction, old.lost_device_hours) == ({}, 0.0)
     assert (old.measurements.level, old.measurements.own) == (None, {})
     whole = record()
-    added = {"prediction": whole.prediction, "lost_device_hours": whole.lost_device_hours}
+    assert old.hardware == {}
+    added = {name: getattr(whole, name) for name in ("prediction", "lost_device_hours", "hardware")}
     assert replace(old, **added) == whole
 
 

@@ -547,8 +547,8 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
         return Draws(FakeNvml([gpu]).install_for_fits(monkeypatch, name))
 
     seen = []
-    of = Sampler.totals
-    monkeypatch.setattr(Sampler, "totals", lambda s: seen.append(of(s)) or seen[-1])
+    of = Sampler.by_device
+    monkeypatch.setattr(Sampler, "by_device", lambda s: seen.append(of(s)) or seen[-1])
 
     fit(5, model=on("NVIDIA H100 80GB HBM3", 10**9))
     checkpoint = tmp_path / "c" / "step=3.ckpt"
@@ -564,10 +564,11 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
     earlier = max(first.capacity_flops, before["capacity_flops"])
     assert m.capacity_flops == pytest.approx(earlier + seconds * peak)
     joules = 3.6e6 * m.energy_kwh
-    assert before["energy_joules"] > 0
-    since = pytest.approx(joules - before["energy_joules"], rel=1e-9)
-    assert since in [totals.energy_joules for totals in seen], "what the sampler saw, exactly"
-    assert before["energy_joules"] < joules <= before["energy_joules"] + 3 * 5 * (1 + 1e-9)
+    ((key, saved),) = before["devices"].items()
+    assert saved["energy_joules"] > 0
+    since = pytest.approx(joules - saved["energy_joules"], rel=1e-9)
+    assert since in [totals[key].energy_joules for totals in seen], "what the sampler saw, exactly"
+    assert saved["energy_joules"] < joules <= saved["energy_joules"] + 3 * 5 * (1 + 1e-9)
 
 
 def test_a_system_clock_that_jumps_changes_no_measure(fit, tmp_path, monkeypatch):

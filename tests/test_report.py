@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from lightning_lscore.formula import Factor, Formula, Score
 from lightning_lscore.measurements import Measurements
 from lightning_lscore.records import Record
-from lightning_lscore.report import best_record, expectation, spending_summary, validation_table
+from lightning_lscore.report import (
+    SHOWN_DEVICES,
+    best_record,
+    device_table,
+    expectation,
+    spending_summary,
+    validation_table,
+)
 
 
 def record(step, L=None, *, perplexity=10.0, missing=(), **measures):
@@ -211,3 +218,34 @@ def test_what_is_expected_is_said_as_long_as_it_lies_ahead():
     assert "expected" not in spending_summary([*RUN[:-1], behind])
     assert expectation(replace(last, prediction={"reason": "Too short."})).endswith(": Too short.")
     assert expectation(RUN[-1]) == ""
+
+
+# ---------------------------------------------------------------- devices
+
+TWO = {
+    "GPU-1": {"busy_fraction": 0.9, "power_watts": 612.34, "energy_kwh": 1.5, "coverage": 1.0},
+    "GPU-2": {"busy_fraction": 0.4, "coverage": 0.975},
+}
+NAMED = ({"key": "GPU-2", "name": "H100"},)
+
+
+def test_devices_stand_in_a_table_with_the_least_busy_first():
+    """What nobody measured has no column, what one device lacks is a dash."""
+    head, names, *lines = device_table(replace(RUN[0], hardware=TWO, devices=NAMED)).splitlines()
+    assert head == "Devices in training, since the run began:"
+    assert names.split() == ["busy", "energy", "power", "sampled"]
+    assert re.split(r"\s\s+", lines[0].strip()) == ["H100", "GPU-2", "40.0%", "-", "-", "97.5%"]
+    assert re.split(r"\s\s+", lines[1].strip()) == [
+        "before a resume", "GPU-1", "90.0%", "1.5 kWh", "612.3 W", "100.0%",
+    ]  # fmt: skip
+
+
+def test_of_many_devices_those_that_were_busy_least_are_shown():
+    seen = {f"GPU-{i}": {"busy_fraction": i / 100} for i in reversed(range(SHOWN_DEVICES + 3))}
+    lines = device_table(replace(RUN[0], hardware=seen)).splitlines()
+    assert [line.split()[3] for line in lines[2:-1]] == [f"GPU-{i}" for i in range(SHOWN_DEVICES)]
+    assert lines[-1] == "   and 3 more, which were busy for more of the time"
+
+
+def test_without_readings_there_is_no_table():
+    assert device_table(RUN[0]) == device_table(replace(RUN[0], hardware={"cpu": {}})) == ""

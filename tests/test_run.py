@@ -32,16 +32,20 @@ SPENT = Spending(
     cost=5.0,
     capacity_flops=7200e6,
     emissions_kg=0.04,
-    hardware=Totals(
-        training_seconds=7200.0,
-        observed_seconds=3600.0,
-        busy_seconds=1800.0,
-        busy_known_seconds=3600.0,
-        energy_joules=360_000.0,
-        energy_known_seconds=3600.0,
-        memory_peak_bytes=3 * 2**30,
-        readings=10,
-    ),
+    devices={
+        "GPU-1": Totals(
+            training_seconds=7200.0,
+            observed_seconds=3600.0,
+            busy_seconds=1800.0,
+            busy_known_seconds=3600.0,
+            energy_joules=360_000.0,
+            energy_known_seconds=3600.0,
+            memory_peak_bytes=3 * 2**30,
+            memory_byte_seconds=2 * 2**30 * 3600.0,
+            memory_known_seconds=3600.0,
+            readings=10,
+        )
+    },
 )
 
 
@@ -76,6 +80,7 @@ def test_measurements_follow_from_what_was_spent():
         "tokens_per_second": 8000 / 3600,
         "mfu": 8000 * 5200 / 7.2e9,
         "gpu_busy_fraction": 0.5,
+        "gpu_memory_mean_gib": 2,
         "gpu_memory_peak_gib": 3,
         "power_watts": 200,
         "energy_kwh": 0.1,
@@ -158,7 +163,7 @@ def test_energy_from_integrated_power_is_called_estimated(estimated, how):
         energy_known_seconds=1.0,
         observed_seconds=3.0,
     )
-    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, hardware=totals))
+    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals}))
     assert m.provenance["energy_kwh"].startswith(how)
     assert "25%" in m.provenance["energy_kwh"]
 
@@ -166,7 +171,7 @@ def test_energy_from_integrated_power_is_called_estimated(estimated, how):
 def test_an_idle_device_is_measured_as_zero_busy():
     """0 from readings is a measurement."""
     totals = Totals(observed_seconds=4.0, busy_known_seconds=4.0)
-    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, hardware=totals))
+    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals}))
     assert m.gpu_busy_fraction == 0.0
 
 
@@ -404,7 +409,7 @@ def test_a_cost_is_known_only_if_all_of_the_time_had_a_price():
 
 def test_emissions_are_known_only_if_all_of_the_energy_had_an_intensity():
     seen = Totals(energy_joules=7.2e6, energy_known_seconds=10.0)
-    known = {"device_seconds": 10.0, "emissions_kg": 0.8, "hardware": seen}
+    known = {"device_seconds": 10.0, "emissions_kg": 0.8, "devices": {"GPU-1": seen}}
     m = measured(spent=Spending(**known))
     assert (m.energy_kwh, m.emissions_kg) == (2, 0.8)
     assert m.provenance["emissions_kg"].startswith("measured: energy counter, over 100%")

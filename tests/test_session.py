@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,11 +27,12 @@ class FakeSampler:
             raise AttributeError(name)
         return lambda: self.told.append(name)
 
-    def totals(self):
+    def by_device(self):
         readings = self.told.count("resume")
         joules = self.watts * 3600 * readings
         peak = 7 * bool(readings)
-        return Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
+        seen = Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
+        return {"GPU-1": seen}
 
     def reasons(self):
         return self.said
@@ -44,7 +46,8 @@ class Time:
 
 
 def session(*, count=2, peak=5.0, before=None, ranks=1, flops=6.0, **options):
-    devices = SimpleNamespace(count=count, peak_flops=peak, sampler=FakeSampler())
+    read_by = (("GPU-1",), ("GPU-2", "GPU-3"))[:ranks]
+    devices = SimpleNamespace(count=count, peak_flops=peak, sampler=FakeSampler(), read_by=read_by)
     now = Time()
     made = Session(
         devices,
@@ -85,7 +88,7 @@ def test_a_session_counts_time_tokens_and_devices_of_training_alone():
         device_seconds=30.0,
         unpriced_seconds=30.0,
         capacity_flops=75.0,
-        hardware=Totals(readings=2, memory_peak_bytes=7),
+        devices={"GPU-1": Totals(readings=2, memory_peak_bytes=7)},
     )
 
 
@@ -173,14 +176,14 @@ def test_a_function_counts_tokens():
 
 def test_one_process_needs_nobody_else_to_know_the_total():
     """Asked or not, before, between and after validations, the total is the same."""
-    before = Spending(tokens=100, train_seconds=50.0, hardware=Totals(readings=5))
+    before = Spending(tokens=100, train_seconds=50.0, devices={"GPU-0": Totals(readings=5)})
     made, now = session(before=before)
-    assert made.total() == before
+    assert made.total().hardware == before.hardware
     for _ in range(3):
         train(made, now)
         expected = before.then(made.share())
         assert made.total() == expected
-        assert made.settle(made.share(), [made.share()]) == expected
+        assert made.settle(made.share(), [made.numbers(made.share())]) == expected
         assert made.total() == expected
     train(made, now)
     assert made.total() == before.then(made.share())
@@ -193,12 +196,34 @@ def test_ranks_are_joined_and_then_taken_to_be_alike():
     train(made, now, 10)
     mine = made.share()
     other = Spending(tokens=6, samples=1, batches=1, train_seconds=12.0, device_seconds=24.0)
-    settled = made.settle(mine, [mine, other])
+    keys = made.devices.read_by[1]
+    seen = {keys[0]: Totals(), keys[1]: Totals(readings=9)}
+    theirs = replace(other, devices=seen).numbers(slots=2)
+    settled = made.settle(mine, [made.numbers(mine), theirs])
     assert (settled.tokens, settled.train_seconds, settled.batches) == (1010, 19.0, 1)
+    assert {key: seen.readings for key, seen in settled.devices.items()} == {
+        "GPU-1": 1, "GPU-2": 0, "GPU-3": 9,
+    }  # fmt: skip
     train(made, now, 10)
     total = made.total()
     assert (total.tokens, total.train_seconds, total.batches) == (1018, 29.0, 2)
     assert total.device_seconds == 24.0 + 20.0
+
+
+def test_a_batch_that_two_processes_compute_together_counts_once():
+    """What the second one saw of its device counts all the same."""
+    first, now = session(ranks=2)
+    second, then = session(ranks=2, counts=False)
+    train(first, now)
+    train(second, then)
+    keys = second.devices.read_by[1]
+    theirs = second.share()
+    assert theirs.tokens == 4
+    theirs = replace(theirs, devices={keys[0]: theirs.devices["GPU-1"]})
+    numbers = [first.numbers(first.share()), second.numbers(theirs)]
+    total = first.settle(first.share(), numbers)
+    assert (total.tokens, total.samples, total.model_flops) == (4, 2, 24.0)
+    assert total.hardware.readings == 2
 
 
 def test_reasons_of_all_devices_are_joined():
