@@ -133,9 +133,11 @@ def _tpu() -> tuple[str, int]:
 
 
 def _apple_name() -> str:
+    """Such as "Apple M1 Max 32-core GPU": one name of a chip may mean GPUs of several sizes."""
     try:
-        return str(torch.backends.mps.get_name())  # newer than the oldest torch
-    except (AttributeError, RuntimeError):
+        mps = torch.backends.mps
+        return f"{mps.get_name()} {mps.get_core_count()}-core GPU"
+    except (AttributeError, RuntimeError):  # newer than the oldest torch
         return "Apple GPU"
 
 

@@ -15,8 +15,8 @@ Most lines also follow from multiprocessors x operations per clock x boost clock
 The others are lower: tensor cores of the largest chips run below the boost clock.
 
 Left out on purpose: names that chips of different speed share (GeForce RTX 3080, AMD's
-"MI250X / MI250", every Apple GPU) and devices for which no vendor publishes the figure (GB10,
-MI308X). A part of a partitioned AMD GPU (CPX and the like) may bear the name of the whole, and
+"MI250X / MI250") and devices for which no vendor publishes the figure (GB10, MI308X, Apple's since
+the M2 Pro). A part of a partitioned AMD GPU (CPX and the like) may bear the name of the whole, and
 then gets its peak.
 """
 
@@ -299,6 +299,23 @@ def _by_clock(name: str, sms: int, ghz: float, *, halved: bool, f8: bool) -> _Li
     return (name,), _rates(None, *(tera if f8 else tera[:-1])), source
 
 
+def _apple(chip: str, cores: tuple[int, ...], tera: float, source: str) -> list[_Line]:
+    """A chip's versions by their GPU cores, of which the last is the one that the figure is of.
+
+    The cores do as much in float16 as in float32, and have no bfloat16 in the first generation
+    (measured by https://github.com/philipturner/metal-benchmarks).
+    """
+    full = cores[-1]
+    return [
+        (
+            (f"Apple {chip} {n}-core GPU",),
+            _rates(f32=round(tera * n / full, 3), f16=round(tera * n / full, 3)),
+            f"{source}, {tera} with {full} cores",
+        )
+        for n in cores
+    ]
+
+
 # fmt: off
 _TABLE: tuple[_Line, ...] = (
     # NVIDIA, data centre                                f64    f32    tf32    bf16    fp16   fp8
@@ -353,22 +370,29 @@ _TABLE: tuple[_Line, ...] = (
      _rates(None, 126.0, 251.9, 503.8, 503.8, 1007.6), _BLACKWELL_PRO),
     (("RTX PRO 6000 Blackwell Max-Q Workstation Edition",),
      _rates(None, 110.0, 219.4, 438.9, 438.9, 877.8), _MAX_Q),
+    _by_clock("RTX 5000 Ada Generation", 100, 2.55, halved=False, f8=True),
+    _by_clock("RTX 4500 Ada Generation", 60, 2.58, halved=False, f8=True),
+    _by_clock("RTX 4000 Ada Generation", 48, 2.175, halved=False, f8=True),
     # By the clock of product brief SP-12355-001 v02; the product page gives 234 in TF32
     _by_clock("RTX PRO 6000 Blackwell Server Edition", 188, 2.43, halved=False, f8=True),
     # NVIDIA GeForce: half the 16-bit rate with float32 accumulation
     _by_clock("GeForce RTX 3060", 28, 1.777, halved=True, f8=False),
     _by_clock("GeForce RTX 3060 Ti", 38, 1.665, halved=True, f8=False),
     (("GeForce RTX 3070",), _rates(None, 20.3, 20.3, 40.6, 40.6), _GA102),
+    _by_clock("GeForce RTX 3070 Ti", 48, 1.77, halved=True, f8=False),
     (("GeForce RTX 3080 Ti",), _rates(None, 34.1, 34.1, 68.2, 68.2), _ADA),
     (("GeForce RTX 3090",), _rates(None, 35.6, 35.6, 71.2, 71.2), f"{_BLACKWELL_RTX}, Table 3"),
     (("GeForce RTX 3090 Ti",), _rates(None, 40.0, 40.0, 80.0, 80.0), _ADA),
     _by_clock("GeForce RTX 4060", 24, 2.46, halved=True, f8=True),
     _by_clock("GeForce RTX 4060 Ti", 34, 2.535, halved=True, f8=True),
     _by_clock("GeForce RTX 4070", 46, 2.475, halved=True, f8=True),
+    _by_clock("GeForce RTX 4070 SUPER", 56, 2.475, halved=True, f8=True),
     _by_clock("GeForce RTX 4070 Ti", 60, 2.61, halved=True, f8=True),
+    _by_clock("GeForce RTX 4070 Ti SUPER", 66, 2.61, halved=True, f8=True),
     (("GeForce RTX 4080",), _rates(None, 48.7, 48.7, 97.5, 97.5, 194.9), _ADA),
     (("GeForce RTX 4080 SUPER",), _rates(None, 52.2, 52.2, 104.4, 104.4, 208.8), _ADA),
     (("GeForce RTX 4090",), _rates(None, 82.6, 82.6, 165.2, 165.2, 330.3), f"{_ADA}, Table 2"),
+    _by_clock("GeForce RTX 5060", 30, 2.497, halved=True, f8=True),
     _by_clock("GeForce RTX 5060 Ti", 36, 2.572, halved=True, f8=True),
     (("GeForce RTX 5070",), _rates(None, 30.9, 30.9, 61.7, 61.7, 123.5),
      f"{_BLACKWELL_RTX}, Table 6"),
@@ -376,6 +400,12 @@ _TABLE: tuple[_Line, ...] = (
     _by_clock("GeForce RTX 5080", 84, 2.617, halved=True, f8=True),
     (("GeForce RTX 5090",), _rates(None, 104.8, 104.8, 209.5, 209.5, 419.0),
      f"{_BLACKWELL_RTX}, Table 3"),
+    # Apple, chips whose figure Apple told
+    *_apple("M1", (7, 8), 2.6, "https://www.apple.com/newsroom/2020/11/apple-unleashes-m1/"),
+    *_apple("M1 Pro", (14, 16), 5.2, "Apple's event of 18 October 2021"),
+    *_apple("M1 Max", (24, 32), 10.4, "Apple's event of 18 October 2021"),
+    *_apple("M1 Ultra", (48, 64), 20.8, "arithmetic: two M1 Max"),
+    *_apple("M2", (8, 10), 3.6, "Apple's event of 6 June 2022"),
     # AMD, matrix cores; an MI250X is two devices. "OAM" is or is not in a name by ROCm's version.
     (("AMD Instinct MI210",), _rates(45.3, 45.3, None, 181.0, 181.0),
      f"AMD Instinct MI210 brochure, {_AMD}/mi200/mi210.html"),

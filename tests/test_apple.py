@@ -13,6 +13,7 @@ import torch
 from lightning_lscore.apple import AppleProbe
 from lightning_lscore.devices import probe_of
 from lightning_lscore.hardware import Device, Reading
+from lightning_lscore.peaks import peak_flops
 from lightning_lscore.sampler import Sampler
 
 DEVICE = Device(key="mps:here", name="Apple M4 Max", kind="mps")
@@ -102,8 +103,10 @@ def test_it_pickles_before_it_is_read_and_after_it_is_closed(energy):
 
 
 def test_torchs_mps_is_read_by_it(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M4 Max", raising=False)
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M1 Max", raising=False)
+    monkeypatch.setattr(torch.backends.mps, "get_core_count", lambda: 24, raising=False)
     probe = probe_of(torch.device("mps"))
     assert isinstance(probe, AppleProbe)
-    assert (probe.device.name, probe.device.kind) == ("Apple M4 Max", "mps")
+    assert (probe.device.name, probe.device.kind) == ("Apple M1 Max 24-core GPU", "mps")
+    assert peak_flops(probe.device.name, "float32").flops == 7.8e12
     assert probe.device.key.startswith("mps:")

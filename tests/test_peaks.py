@@ -41,6 +41,16 @@ LINES = [(name, rates, source) for names, rates, source in peaks._TABLE for name
         ("NVIDIA GeForce RTX 4070 Ti", "float32", 40.1),
         ("NVIDIA GeForce RTX 5060 Ti", "bfloat16", 47.4),
         ("NVIDIA GeForce RTX 5080", "float8", 225.1),
+        ("NVIDIA GeForce RTX 3070 Ti", "float32", 21.7),
+        ("NVIDIA GeForce RTX 4070 SUPER", "float32", 35.5),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "bfloat16", 88.2),
+        ("NVIDIA GeForce RTX 5060", "float32", 19.2),
+        ("NVIDIA RTX 4000 Ada Generation", "float16", 106.9),
+        ("NVIDIA RTX 4500 Ada Generation", "float32", 39.6),
+        ("NVIDIA RTX 5000 Ada Generation", "float8", 522.2),  # and not 1044.4, which is sparse
+        ("Apple M1 8-core GPU", "float32", 2.6),
+        ("Apple M1 7-core GPU", "float16", 2.275),
+        ("Apple M1 Max 24-core GPU", "float32", 7.8),
         ("AMD Instinct MI250X", "bfloat16", 191.5),  # one of two dies
         ("AMD Instinct MI350X OAM", "bfloat16", 2306.9),
         ("AMD Instinct MI355X OAM", "bfloat16", 2516.6),
@@ -160,6 +170,8 @@ def test_every_line_is_sourced_and_in_order(name, rates, source):
     order = [rates[d] for d in ("float64", "float32", "tf32", "float16", "float8") if d in rates]
     assert order == sorted(order)
     assert rates
+    if name.startswith("Apple"):
+        assert rates["float16"] == rates["float32"]
     if "bfloat16" in rates and "float16" in rates:
         assert rates["bfloat16"] == rates["float16"]
     if "float8" in rates:
