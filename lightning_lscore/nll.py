@@ -308,7 +308,25 @@ def _block_sums(x: Tensor, shift: Tensor) -> Tensor:
     k = v // _BLOCK
     blocks = x[:, : k * _BLOCK].view(n, k, _BLOCK).float() - shift[:, None, None]
     rest = x[:, k * _BLOCK :].float() - shift[:, None]
-    return (blocks * _LOG2E).exp2().sum(-1).sum(-1) + (rest * _LOG2E).exp2().sum(-1)
+    # Of 16-bit logits the compiler would take the bits of one number at a time.
+    exp2 = _exp2 if x.dtype == torch.float32 else torch.exp2
+    return exp2(blocks * _LOG2E).sum(-1).sum(-1) + exp2(rest * _LOG2E).sum(-1)
+
+
+def _exp2(z: Tensor) -> Tensor:
+    """2^z in float32 to 1e-7, to be compiled: in half of the time of the library's function.
+
+    2^z = 2^n 2^f with n the nearest integer. 2^f is a polynomial, of degree 6 with the least
+    relative error (2e-9, by Remez' exchange) for |f| <= 1/2, and n is added to its exponent. Beyond
+    +-126 it stands still: less counts for nothing, more is found in the sum, and done again.
+    """
+    z = z.clamp(-126.0, 126.0)
+    n = z.round()
+    f = z - n
+    p = 0.00015345812158740182 * f + 0.001339993120947414
+    p = ((p * f + 0.0096184889565227916) * f + 0.055503287769976638) * f + 0.24022646890639572
+    p = (p * f + 0.69314720573725268) * f + 1.0000000005541663
+    return (p.view(torch.int32) + (n.to(torch.int32) << 23)).view(torch.float32)
 
 
 def _fused(function: Callable[..., Any], x: Tensor, *more: Tensor) -> Any:
@@ -335,7 +353,15 @@ _built: dict[tuple[Callable[..., Any], torch.dtype, str], bool] = {}
 
 @functools.cache
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    from torch._inductor import config
+
+    # a * b + c in one instruction, which is no less exact; off by default, to round as eager does.
+    name = "enable_floating_point_contract_flag"
+    now = getattr(config.cpp, name, None)  # older versions of torch have a bool, or none
+    contract: dict[str, Any] = {}
+    if now is not None:
+        contract[f"cpp.{name}"] = True if isinstance(now, bool) else "fast"
+    return torch.compile(function, dynamic=True, fullgraph=True, options=contract)
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

@@ -541,6 +541,24 @@ def test_kernel_to_be_compiled_is_exact(monkeypatch, fresh_kernel, dtype, look):
         torch.testing.assert_close(metric.nll(), expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("z", [(-126, 126), (-1, 1), (-0.5, 0.5)])
+def test_the_kernels_exponential_is_that_of_float64_to_a_few_roundings(z):
+    """Without a bias that a sum over a vocabulary would keep."""
+    x = torch.linspace(*z, 100_001)
+    error = module._exp2(x).double() / torch.exp2(x.double()) - 1
+    assert error.abs().max() < 3e-7
+    assert error.mean().abs() < 2e-8
+
+
+def test_the_kernels_exponential_keeps_what_is_out_of_range_apart():
+    """Little stays nothing, much stays more than a sum may have, and NaN is seen."""
+    x = torch.tensor([-torch.inf, -1e4, 127.0, 300.0, 1e6, torch.inf, torch.nan])
+    little, much = module._exp2(x)[:2], module._exp2(x)[2:]
+    assert ((little >= 0) & (little < 1e-37)).all()
+    assert not (much[:-1] <= 1e37).any()
+    assert much[-1].isnan()
+
+
 def test_kernel_never_sees_a_single_row(monkeypatch, fresh_kernel):
     """Runs of one row are widened, since a size of 1 means another build, and stay right."""
     sizes = set()
