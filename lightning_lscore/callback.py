@@ -94,8 +94,9 @@ class LScore(Callback):
             structure, see :func:`~lightning_lscore.flops.flops_of`.
         ignore_index: label of the positions that are not counted.
         compile: read the held-out logits in one compiled loop, on a GPU in one kernel: some seconds
-            at the first validation, then 1.5 to 2 times as fast on a CPU. It pays where a model is
-            small beside its vocabulary. Without a compiler nothing changes.
+            at the first validation, then on a CPU twice as fast in float32 and 1.3 times in
+            bfloat16 (benchmarks/perplexity.py). It pays where a model is small beside its
+            vocabulary. Without a compiler nothing changes.
         sample_interval: seconds between readings of the hardware.
         prefix: put before every key and the record's file name, so that two LScore callbacks with
             different formulas can work side by side.

@@ -16,7 +16,7 @@ The others are lower: tensor cores of the largest chips run below the boost cloc
 
 Left out on purpose: names that chips of different speed share (GeForce RTX 3080, AMD's
 "MI250X / MI250") and devices for which no vendor publishes the figure (GB10, MI308X, Apple's since
-the M2 Pro). A part of a partitioned AMD GPU (CPX and the like) may bear the name of the whole, and
+the M2). A part of a partitioned AMD GPU (CPX and the like) may bear the name of the whole, and
 then gets its peak.
 """
 
@@ -400,12 +400,11 @@ _TABLE: tuple[_Line, ...] = (
     _by_clock("GeForce RTX 5080", 84, 2.617, halved=True, f8=True),
     (("GeForce RTX 5090",), _rates(None, 104.8, 104.8, 209.5, 209.5, 419.0),
      f"{_BLACKWELL_RTX}, Table 3"),
-    # Apple, chips whose figure Apple told
+    # Apple, chips whose figure Apple told; of its events as the press reported them
     *_apple("M1", (7, 8), 2.6, "https://www.apple.com/newsroom/2020/11/apple-unleashes-m1/"),
     *_apple("M1 Pro", (14, 16), 5.2, "Apple's event of 18 October 2021"),
     *_apple("M1 Max", (24, 32), 10.4, "Apple's event of 18 October 2021"),
     *_apple("M1 Ultra", (48, 64), 20.8, "arithmetic: two M1 Max"),
-    *_apple("M2", (8, 10), 3.6, "Apple's event of 6 June 2022"),
     # AMD, matrix cores; an MI250X is two devices. "OAM" is or is not in a name by ROCm's version.
     (("AMD Instinct MI210",), _rates(45.3, 45.3, None, 181.0, 181.0),
      f"AMD Instinct MI210 brochure, {_AMD}/mi200/mi210.html"),

@@ -13,7 +13,6 @@ import torch
 from .clock import Clock
 from .devices import Devices
 from .flops import FlopsModel
-from .meter import Totals
 from .spending import Spending
 from .tokens import TokenCounter
 
@@ -89,7 +88,7 @@ class Session:
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
         seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
-        hardware = sum(seen.values(), Totals())
+        hardware = Spending(devices=seen).hardware
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
