@@ -35,6 +35,7 @@ __all__ = ["given_rows", "measure_rows", "row_nll", "token_nll"]
 
 # exp(x) is computed as exp2(x log2 e): torch.exp takes 3 times as long as exp2 on a CPU.
 _LOG2E = math.log2(math.e)
+_LOG2E_32 = 1.44269502162933349609375  # the same, rounded to float32
 # Logits of a row that its shift is taken from, beside that of its label.
 _SAMPLE = 512
 # A larger sum asks for the maximum: float32 exponents of 20 are good to 7e-7, and get worse.
@@ -183,8 +184,9 @@ def _nll(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
     else:
         sums = _fused(_max_sums, rows) if compile else None
         shift, total = _max_sums_of_parts(rows) if sums is None else sums
-    # The shift is itself a term of the sum, so below 1 there is only rounding.
-    return ((_wide(shift) - _wide(label)) + _wide(total).clamp(min=1).log()).view(t.shape)
+    # The label's is a term of the sum, so below 0 there is only rounding.
+    nll = (_wide(shift) - _wide(label)) + _wide(total).log()
+    return nll.clamp(min=0).view(t.shape)
 
 
 def _nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
@@ -226,33 +228,34 @@ def _max_sums_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
 def _sampled_sums(
     x: Tensor, label: Tensor, counted: Tensor, compile: bool
 ) -> tuple[Tensor, Tensor]:
-    """A shift of every row of [N, V], and sum exp(x - shift), on a CPU."""
-    shift = torch.maximum(x[:, :_SAMPLE].amax(-1), label).to(_sum_dtype(x))
-    plain = counted & (shift.abs() <= _MAX_SHIFT)  # not so where it is NaN
+    """A shift of every row of [N, V], and sum exp(x - shift), float64, on a CPU."""
+    top = torch.maximum(x[:, :_SAMPLE].amax(-1), label).to(_sum_dtype(x))
+    plain = counted & (top.abs() <= _MAX_SHIFT)  # not so where it is NaN
     # Counted rows come in runs (prompts, padding): the rest is not even read.
     edge = torch.zeros(1, dtype=torch.int32, device=x.device)
     runs = plain.int().diff(prepend=edge, append=edge).nonzero().view(-1, 2).tolist()
-    total = _compiled_sums(x, shift, runs) if compile else None
-    total = _buffered_sums(x, shift, runs) if total is None else total
+    # exp(x - shift) = exp2(x c - power), one fused multiply-add that rounds once: power is whole.
+    c = _log2e(x)
+    power = (top.double() * c).floor()
+    shift, power = power / c, power.to(top.dtype)
+    total = _compiled_sums(x, power, runs) if compile else None
+    total = _buffered_sums(x, power, runs) if total is None else total
     again = (counted & ~(plain & (total <= _MAX_SUM))).nonzero()[:, 0]
     size = _rows_in(_buffer_bytes(x), x)
     for a in range(0, len(again), size):
         i = again[a : a + size]
-        top, sums = _max_sums(x[i])
-        shift[i], total[i] = top, sums.double()
+        largest, sums = _max_sums(x[i])
+        shift[i], total[i] = largest.double(), sums.double()
     return shift, total
 
 
-def _buffered_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor:
-    """Sum exp(x - shift) of the rows in the runs, through buffers that stay in cache."""
+def _buffered_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor:
+    """Sum exp2(x log2 e - power) of the rows in the runs, through buffers that stay in cache."""
     count = torch.get_num_threads() if x.numel() >= _THREADED else 1
-    size, dtype, total = _rows_in(_buffer_bytes(x) // count, x), shift.dtype, torch.ones_like(shift)
+    size, dtype, total = _rows_in(_buffer_bytes(x) // count, x), power.dtype, torch.ones_like(power)
     parts = [(a, min(a + size, stop)) for start, stop in runs for a in range(start, stop, size)]
     turn = itertools.count()
-    # exp2(c x + offset) is one fused pass. What rounding the offset leaves is known: mended below.
-    c = torch.tensor(_LOG2E, dtype=dtype).item()
-    exact = shift.double() * -c
-    offset = exact.to(dtype)
+    c, offset = _log2e(x), -power
 
     def work() -> None:
         with torch.inference_mode():  # a thread starts in no mode, and total may be of this one
@@ -266,7 +269,7 @@ def _buffered_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor:
                 torch.sum(y.exp2_(), -1, out=total[a:b])
 
     _on_threads(work, min(count, len(parts)))
-    return total.double() * torch.exp2(exact - offset.double())
+    return total.double()
 
 
 def _on_threads(work: Callable[[], None], count: int) -> None:
@@ -288,45 +291,53 @@ def _on_threads(work: Callable[[], None], count: int) -> None:
         torch.set_num_threads(own)
 
 
-def _compiled_sums(x: Tensor, shift: Tensor, runs: list[list[int]]) -> Tensor | None:
+def _compiled_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor | None:
     """As :func:`_buffered_sums`, in one loop; None where that cannot be had."""
     # No short rows: a number of blocks of 0 or 1 would be built anew, for nothing.
     if x.shape[1] < 2 * _BLOCK or x.dtype == torch.float64 or x.stride(1) != 1:
         return None
-    total = torch.ones_like(shift)
+    total = torch.ones_like(power)
     for start, stop in runs:
         a, b = max(0, min(start, stop - 2)), max(stop, 2)
-        sums = _fused(_block_sums, x[a:b], shift[a:b])
+        sums = _fused(_block_sums, x[a:b], power[a:b])
         if sums is None:
             return None
         total[a:b] = sums
     return total.double()
 
 
-def _block_sums(x: Tensor, shift: Tensor) -> Tensor:
+def _block_sums(x: Tensor, power: Tensor) -> Tensor:
     n, v = x.shape
     k = v // _BLOCK
-    blocks = x[:, : k * _BLOCK].view(n, k, _BLOCK).float() - shift[:, None, None]
-    rest = x[:, k * _BLOCK :].float() - shift[:, None]
     # Of 16-bit logits the compiler would take the bits of one number at a time.
-    exp2 = _exp2 if x.dtype == torch.float32 else torch.exp2
-    return exp2(blocks * _LOG2E).sum(-1).sum(-1) + exp2(rest * _LOG2E).sum(-1)
+    powers = _powers if x.dtype == torch.float32 else _library_powers
+    blocks = powers(x[:, : k * _BLOCK].view(n, k, _BLOCK), power[:, None, None])
+    return blocks.sum(-1).sum(-1) + powers(x[:, k * _BLOCK :], power[:, None]).sum(-1)
 
 
-def _exp2(z: Tensor) -> Tensor:
-    """2^z in float32 to 1e-7, to be compiled: in half of the time of the library's function.
+def _library_powers(x: Tensor, power: Tensor) -> Tensor:
+    return torch.exp2(x.float() * _LOG2E_32 - power)
 
-    2^z = 2^n 2^f with n the nearest integer. 2^f is a polynomial, of degree 6 with the least
-    relative error (2e-9, by Remez' exchange) for |f| <= 1/2, and n is added to its exponent. Beyond
-    +-126 it stands still: less counts for nothing, more is found in the sum, and done again.
+
+def _powers(x: Tensor, power: Tensor) -> Tensor:
+    """exp2(x log2 e - power) of float32, |power| < 2^8 and whole, to 1e-7, to be compiled.
+
+    2^(n + f) = 2^n 2^f with n whole and |f| <= 1/2. A number of 2^23 and more has no digits behind
+    the point, and its last bits are those of an integer: added to one, x log2 e - power is rounded
+    to n, and 9 bits, moved to where the exponent is, are 2^n. 2^f is a polynomial of degree 6 with
+    the least relative error (2e-9, by Remez' exchange). Beyond +-126 it stands still: less counts
+    for nothing, more is found in the sum, and done again.
     """
-    z = z.clamp(-126.0, 126.0)
-    n = z.round()
-    f = z - n
+    least, most = (power - 126.0) / _LOG2E_32, (power + 126.0) / _LOG2E_32
+    x = torch.where(x < least, least, x)  # NaN stays; clamp takes longer
+    x = torch.where(x > most, most, x)
+    whole = 1.5 * 2**23 + 127 - power  # 127 is the exponent of 2^0
+    bits = x * _LOG2E_32 + whole
+    f = x * _LOG2E_32 - (bits - whole)
     p = 0.00015345812158740182 * f + 0.001339993120947414
     p = ((p * f + 0.0096184889565227916) * f + 0.055503287769976638) * f + 0.24022646890639572
     p = (p * f + 0.69314720573725268) * f + 1.0000000005541663
-    return (p.view(torch.int32) + (n.to(torch.int32) << 23)).view(torch.float32)
+    return p * (bits.view(torch.int32) << 23).view(torch.float32)
 
 
 def _fused(function: Callable[..., Any], x: Tensor, *more: Tensor) -> Any:
@@ -362,6 +373,11 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     if now is not None:
         contract[f"cpp.{name}"] = True if isinstance(now, bool) else "fast"
     return torch.compile(function, dynamic=True, fullgraph=True, options=contract)
+
+
+def _log2e(x: Tensor) -> float:
+    """log2 e as the dtype of the sums has it: off by a part in 1e8, which no NLL shows."""
+    return _LOG2E if x.dtype == torch.float64 else _LOG2E_32
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
