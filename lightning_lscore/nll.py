@@ -9,10 +9,10 @@ logsumexp(x) - x[t] does not. :func:`row_nll` gives the nll of every token and :
 their sum; perplexity = exp(sum nll / tokens).
 
 On a CPU the bound is the time to read the logits once, so a pass for max(x) is one too many: s is
-the largest of a few logits. It lies below the maximum, so the sum is at least 1; the rare row whose
-sum says that s lies too far below is done again with its true maximum. The work goes through
-buffers of a few rows that stay in cache. On other devices every row takes the true maximum, so that
-nothing there waits for the device.
+the largest of a few logits, less what it has beyond a whole multiple of log 2. It lies below the
+maximum, so the sum is at least 1; the rare row whose sum says that s lies too far below is done
+again with its true maximum. The work goes through buffers of a few rows that stay in cache. On
+other devices every row takes the true maximum, so that nothing there waits for the device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ __all__ = ["given_rows", "measure_rows", "row_nll", "token_nll"]
 
 # exp(x) is computed as exp2(x log2 e): torch.exp takes 3 times as long as exp2 on a CPU.
 _LOG2E = math.log2(math.e)
-_LOG2E_32 = 1.44269502162933349609375  # the same, rounded to float32
 # Logits of a row that its shift is taken from, beside that of its label.
 _SAMPLE = 512
 # A larger sum asks for the maximum: float32 exponents of 20 are good to 7e-7, and get worse.
@@ -309,14 +308,14 @@ def _compiled_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor | 
 def _block_sums(x: Tensor, power: Tensor) -> Tensor:
     n, v = x.shape
     k = v // _BLOCK
-    # Of 16-bit logits the compiler would take the bits of one number at a time.
+    # From 16-bit logits the compiler makes pairs of vectors, and the library's is the faster loop.
     powers = _powers if x.dtype == torch.float32 else _library_powers
     blocks = powers(x[:, : k * _BLOCK].view(n, k, _BLOCK), power[:, None, None])
     return blocks.sum(-1).sum(-1) + powers(x[:, k * _BLOCK :], power[:, None]).sum(-1)
 
 
 def _library_powers(x: Tensor, power: Tensor) -> Tensor:
-    return torch.exp2(x.float() * _LOG2E_32 - power)
+    return torch.exp2(x.float() * _LOG2E - power)
 
 
 def _powers(x: Tensor, power: Tensor) -> Tensor:
@@ -328,12 +327,12 @@ def _powers(x: Tensor, power: Tensor) -> Tensor:
     the least relative error (2e-9, by Remez' exchange). Beyond +-126 it stands still: less counts
     for nothing, more is found in the sum, and done again.
     """
-    least, most = (power - 126.0) / _LOG2E_32, (power + 126.0) / _LOG2E_32
+    least, most = (power - 126.0) / _LOG2E, (power + 126.0) / _LOG2E
     x = torch.where(x < least, least, x)  # NaN stays; clamp takes longer
     x = torch.where(x > most, most, x)
     whole = 1.5 * 2**23 + 127 - power  # 127 is the exponent of 2^0
-    bits = x * _LOG2E_32 + whole
-    f = x * _LOG2E_32 - (bits - whole)
+    bits = x * _LOG2E + whole
+    f = x * _LOG2E - (bits - whole)
     p = 0.00015345812158740182 * f + 0.001339993120947414
     p = ((p * f + 0.0096184889565227916) * f + 0.055503287769976638) * f + 0.24022646890639572
     p = (p * f + 0.69314720573725268) * f + 1.0000000005541663
@@ -377,7 +376,7 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _log2e(x: Tensor) -> float:
     """log2 e as the dtype of the sums has it: off by a part in 1e8, which no NLL shows."""
-    return _LOG2E if x.dtype == torch.float64 else _LOG2E_32
+    return torch.tensor(_LOG2E, dtype=_sum_dtype(x)).item()
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
