@@ -241,7 +241,7 @@ def test_the_measured_rate_is_two_n_cubed_over_the_time():
 
 
 def test_where_there_is_time_a_larger_product_is_measured():
-    peak = measured_peak("cpu", "bfloat16", seconds=0.042, now=Ticking())
+    peak = measured_peak("cpu", "float64", seconds=0.042, now=Ticking())
 
     assert peak is not None
     assert "1024 x 1024" in peak.source
@@ -255,6 +255,26 @@ def test_the_best_rate_counts_even_if_a_larger_product_is_slower():
     assert peak is not None
     assert peak.flops == pytest.approx(2 * 512**3 / 1e-3)
     assert "512 x 512" in peak.source
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_format_that_the_device_has_to_imitate_does_not_make_it_a_slower_device(
+    dtype, native, monkeypatch
+):
+    """Many a CPU multiplies 16-bit numbers at a hundredth of the rate of float32."""
+    rates = {getattr(torch, dtype): (5e9 if native else 1e9, 512), torch.float32: (2e9, 1024)}
+    monkeypatch.setattr(peaks, "_fastest_product", lambda device, dtype, *_: rates[dtype])
+    peak = measured_peak("cpu", dtype, threads=2)
+
+    if native:
+        expected = 5e9, f"measured: {dtype} product of 512 x 512 matrices on cpu, 2 threads"
+    else:
+        expected = 2e9, (
+            "measured: float32 product of 1024 x 1024 matrices on cpu, 2 threads;"
+            f" in {dtype} 0.5 times as fast"
+        )
+    assert (peak.flops, peak.source) == expected
 
 
 def test_a_slow_device_is_left_after_its_first_product():
