@@ -106,15 +106,13 @@ def measured_peak(
         if threads is not None:
             torch.set_num_threads(threads)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            rates = {
-                format: _fastest_product(device, getattr(torch, format), seconds / len(formats), now)
-                for format in formats
-            }
+            each = seconds / len(formats)
+            rates = {f: _fastest_product(device, getattr(torch, f), each, now) for f in formats}
     except (RuntimeError, TypeError):  # not implemented there, or out of memory at once
         return None
     finally:
         torch.set_num_threads(before)
-    best = max(formats, key=lambda format: rates[format])
+    best = max(formats, key=lambda f: rates[f])
     flops, size = rates[best]
     source = f"measured: {dtype if best == name else best} product of {size} x {size} matrices"
     source += f" on {device}" + (f", {threads or before} threads" if device.type == "cpu" else "")
