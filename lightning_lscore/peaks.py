@@ -117,7 +117,7 @@ def measured_peak(
     source = f"measured: {dtype if best == name else best} product of {size} x {size} matrices"
     source += f" on {device}" + (f", {threads or before} threads" if device.type == "cpu" else "")
     if best != name:
-        source += f"; in {dtype} {rates[name][0] / flops:.2g} times as fast"
+        source += f" ({dtype}: {rates[name][0] / flops:.2g} times as fast)"
     return Peak(flops=flops, source=source, measured=True)
 
 
