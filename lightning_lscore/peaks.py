@@ -81,7 +81,7 @@ def measured_peak(
     faster of the two counts.
 
     A stand-in for a published peak, and lower: 60 to 95 % of it where there is one. Call it once,
-    before training: it synchronises the device and holds up to 0.5 GB of its memory for a moment.
+    before training: it synchronises the device and holds up to 0.8 GB of its memory for a moment.
     Leaves the random generators, the number of threads and autocast as they were.
 
     Args:
