@@ -68,7 +68,7 @@ class Unpredictable:
     """A sentence."""
 
 
-_Point = tuple[float, float, int]
+_Point = tuple[float, float, float]
 """ln(spent / spent now), ln T, and how many validations it is the mean of."""
 
 
@@ -80,6 +80,7 @@ def predict(
     best_ln_L: float,
     best_spent: float,
     planned: float | None = None,
+    counts: Sequence[float] | None = None,
 ) -> Prediction | Unpredictable:
     """The best L of a run and the spending at which it is reached, from the curve so far.
 
@@ -113,9 +114,10 @@ def predict(
         best_ln_L: the lowest ln L so far.
         best_spent: what was spent at it, in the unit of ``spent``.
         planned: what will be spent at the end of the plan, in that unit; None without a plan.
+        counts: how many validations each is the mean of, see :func:`thinned`; default: one.
 
     Raises:
-        ValueError: if ``spent`` and ``ln_T`` differ in length.
+        ValueError: if ``spent``, ``ln_T`` and ``counts`` differ in length.
 
     >>> spent = range(1, 41)
     >>> ln_T = [2 + s**-0.5 for s in spent]
@@ -127,7 +129,7 @@ def predict(
     >>> round(found.best_L, 1), round(math.exp(2 + 80**-0.5 + 0.05 * math.log(80)), 1)
     (10.2, 10.3)
     """
-    points = _points(spent, ln_T)
+    points = _points(spent, ln_T, counts)
     if len(points) < LEAST:
         return Unpredictable(
             reason=f"A forecast needs validations at {LEAST} spendings, got {len(points)} so far."
@@ -174,25 +176,45 @@ def _lowest(growths: Sequence[float], ln_L: Sequence[float], same: float) -> lis
     return [g for g, y in zip(growths, ln_L, strict=True) if y <= least + same]
 
 
-def _points(spent: Sequence[float], ln_T: Sequence[float]) -> list[_Point]:
+def thinned(curve: Sequence[Sequence[float]]) -> list[list[float]]:
+    """A curve of (spent, ln T, count) with one point fewer: the mean of two where they lie closest.
+
+    In a long run each doubling of spending so keeps as many points, and each validation its weight.
+    The newest point stays as it is.
+    """
+    ratios = [b[0] / a[0] if a[0] > 0 else math.inf for a, b in pairwise(curve[:-1])]
+    i = ratios.index(min(ratios))
+    return [*map(list, curve[:i]), list(_mean(curve[i : i + 2])), *map(list, curve[i + 2 :])]
+
+
+def _points(
+    spent: Sequence[float], ln_T: Sequence[float], counts: Sequence[float] | None = None
+) -> list[_Point]:
     """The curve that can be used, thinned to means over sixteenths of a doubling."""
-    kept: list[tuple[float, float]] = []
-    for s, y in zip(spent, ln_T, strict=True):
+    counts = [1] * len(spent) if counts is None else counts
+    kept: list[_Point] = []
+    for s, y, n in zip(spent, ln_T, counts, strict=True):
         while kept and not kept[-1][0] < s:  # a counter that fell began anew
             kept.pop()
         if 0 < s < math.inf and math.isfinite(y):
-            kept.append((s, y))
-    bins: dict[int, list[tuple[float, float]]] = {}
+            kept.append((s, y, n))
+    bins: dict[int, list[_Point]] = {}
     now = math.log(spent[-1]) if kept else 0.0
-    for s, y in kept:
+    for s, y, n in kept:
         u = math.log(s) - now
         if u > -_BACK * _DOUBLING:
             # Edges at odd 32nds of a doubling: irrational ratios, which rounding puts nowhere else.
-            bins.setdefault(round(_PER_DOUBLING * u / _DOUBLING), []).append((u, y))
-    return [
-        (sum(u for u, _ in b) / len(b), sum(y for _, y in b) / len(b), len(b))
-        for b in bins.values()
-    ]
+            bins.setdefault(round(_PER_DOUBLING * u / _DOUBLING), []).append((u, y, n))
+    return [_mean(b) for b in bins.values()]
+
+
+def _mean(points: Sequence[Sequence[float]]) -> _Point:
+    weight = sum(n for _, _, n in points)
+    return (
+        sum(u * n for u, _, n in points) / weight,
+        sum(y * n for _, y, n in points) / weight,
+        weight,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +226,7 @@ class _Line:
     mean: float
     x_mean: float
     slope: float
-    weight: int
+    weight: float
     spread: float
     scatter: float
 

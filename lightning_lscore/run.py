@@ -17,7 +17,7 @@ from .level import first_reached, with_level
 from .measurements import MEASURES, Measurements
 from .parameters import ParameterCount
 from .patience import ln_price
-from .predict import Prediction, Unpredictable, predict
+from .predict import Prediction, Unpredictable, predict, thinned
 from .records import Record
 from .spending import Spending
 
@@ -51,7 +51,7 @@ class Run:
     """What had been spent when T first fell to the formula's level; empty before."""
     reached_how: str = ""
     curve: list[list[float]] = field(default_factory=list)
-    """Batches and ln T at each validation, of long runs every second of the older ones."""
+    """Batches and ln T at each validation, or the means of several, and of how many."""
     best: list[float] = field(default_factory=list)
     """Lowest ln L so far and the batches at it; empty before."""
 
@@ -118,22 +118,25 @@ class Run:
         if ln_T is None or ln_f is None:
             return Unpredictable(reason="There is no L.")
         batches = float(self.spent.batches)
-        self.curve.append([batches, ln_T])
+        if self.curve and not math.isfinite(self.curve[-1][1]):
+            self.curve.pop()
+        self.curve.append([batches, ln_T, 1])
         if len(self.curve) > CURVE_POINTS:
-            half = CURVE_POINTS // 2
-            self.curve = self.curve[:-half:2] + self.curve[-half:]
+            self.curve = thinned(self.curve)
         if not self.best or ln_T + ln_f < self.best[0]:  # not so where it is NaN
             self.best = [ln_T + ln_f, batches]
         if not math.isfinite(self.best[0]):
             self.best = []
             return Unpredictable(reason="L has not been a finite number yet.")
+        spent, loss, counts = zip(*self.curve, strict=True)
         return predict(
-            [spent for spent, _ in self.curve],
-            [y for _, y in self.curve],
+            spent,
+            loss,
             lambda growth: _number(ln_price(formula, measurements, growth)),
             best_ln_L=self.best[0],
             best_spent=self.best[1],
             planned=planned_batches,
+            counts=counts,
         )
 
     def go_on_after(self, written: Sequence[Record]) -> None:
@@ -214,7 +217,7 @@ class Run:
             run.previous = dict(state.get("previous", {}))
             run.reached = dict(state.get("reached", {}))
             run.reached_how = state.get("reached_how", "")
-            run.curve = [list(point) for point in state.get("curve", ())]
+            run.curve = [[*point, 1][:3] for point in state.get("curve", ())]
             run.best = list(state.get("best", ()))
         return run
 

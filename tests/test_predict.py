@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -19,6 +20,7 @@ from lightning_lscore.predict import (
     _points,
     _window,
     predict,
+    thinned,
 )
 
 
@@ -332,6 +334,26 @@ def test_more_validations_of_the_same_curve_change_little():
     )
     assert few.best_L == pytest.approx(many.best_L, rel=0.002)
     assert few.best_L_low == pytest.approx(many.best_L_low, rel=0.01)
+
+
+@pytest.mark.parametrize("n", [600, 1300, 5000])
+def test_a_curve_that_was_kept_short_all_along_predicts_as_the_whole(n):
+    ln_T = power_law(range(1, n + 1), noise=0.003)
+    curve = []
+    for s, y in enumerate(ln_T, 1):
+        curve.append([s, y, 1])
+        if len(curve) > 512:
+            curve = thinned(curve)
+    spent, means, counts = zip(*curve, strict=True)
+    assert (spent[-1], sum(counts)) == (n, n)
+    assert all(b / a < 2 ** (1 / 16) for a, b in pairwise(spent) if a > max(25, n / 2**6))
+
+    def ask(*args, **options):
+        price = {"best_ln_L": min(ln_T), "best_spent": n, "planned": 3 * n}
+        return predict(*args, lambda growth: 0.05 * math.log(growth), **price, **options)
+
+    expected = asdict(ask(range(1, n + 1), ln_T))
+    assert asdict(ask(spent, means, counts=counts)) == pytest.approx(expected, rel=5e-3)
 
 
 def test_the_price_is_asked_from_now_to_the_horizon_however_long_the_curve():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -380,15 +381,27 @@ def test_a_prediction_is_the_same_after_a_resume():
     assert resumed.predict(last, 800.0) == expected
 
 
-def test_a_curve_in_a_checkpoint_stays_short():
-    """The newest points whole, of the older ones ever fewer."""
-    run = Run(formula=Formula())
-    validated(run, 2000, batches=1)
-    assert len(run.curve) <= CURVE_POINTS
-    spent = [s for s, _ in run.curve]
-    assert spent == sorted(spent)
-    assert spent[-200:] == list(range(1801, 2001))
-    assert spent[0] < 20
+def test_a_curve_in_a_checkpoint_stays_short_and_forgets_nothing(monkeypatch):
+    """Its points become means, and the prediction stays."""
+    run, whole = (Run(formula=Formula(D=Factor("tokens", 400, 0.05))) for _ in "ab")
+    expected = validated(whole, 200, planned=4000.0, noise=0.003)
+    assert len(whole.curve) == 200 <= CURVE_POINTS
+    monkeypatch.setattr("lightning_lscore.run.CURVE_POINTS", 128)
+    found = validated(run, 200, planned=4000.0, noise=0.003)
+    assert len(run.curve) == 128
+    assert sum(count for _, _, count in run.curve) == 200
+    assert asdict(found) == pytest.approx(asdict(expected), rel=5e-3)
+
+
+def test_a_perplexity_that_is_no_number_leaves_the_curve_as_it_is():
+    """A diverged validation counts as spending, until the next one."""
+    runs = Run(formula=Formula()), Run(formula=Formula())
+    for run in runs:
+        validated(run, 40)
+    runs[0].predict(Measurements(nll=math.nan, tokens=400), 800.0)
+    assert runs[0].curve[:-1] == runs[1].curve
+    last = Measurements(nll=2 + 41**-0.5, tokens=410)
+    assert runs[0].predict(last, 800.0) == runs[1].predict(last, 800.0)
 
 
 def test_epochs_that_were_added_up_over_resumes_are_those_of_a_run_without():
@@ -443,7 +456,7 @@ RUNS = st.builds(
     previous=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
     reached=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
     reached_how=st.text(),
-    curve=st.lists(st.lists(st.floats(0, 1e9), min_size=2, max_size=2), max_size=3),
+    curve=st.lists(st.lists(st.floats(0, 1e9), min_size=3, max_size=3), max_size=3),
     best=st.lists(st.floats(-9, 1e9), max_size=2),
 )
 
