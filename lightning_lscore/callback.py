@@ -234,6 +234,7 @@ class LScore(Callback):
             batches_per_epoch=trainer.num_training_batches,
             flops=self._flops(trainer),
             count_tokens=self._count_tokens,
+            loaders=trainer.train_dataloader,
             price_per_device_hour=self._price,
             carbon_intensity=self._carbon_intensity,
         )
@@ -296,11 +297,13 @@ class LScore(Callback):
         if self._session is not None:
             self._session.pause()
         self._capture.attach(pl_module)
-        self._loaders = tree_leaves(trainer.val_dataloaders)
-        loaders = max(1, len(trainer.num_val_batches))
+        # A CombinedLoader of another mode makes one batch of those of all loaders.
+        loader = trainer._evaluation_loop._combined_loader
+        in_turn = loader is None or loader._mode == "sequential"
+        self._loaders = tree_leaves(trainer.val_dataloaders) if in_turn else [loader]
         self._held_out = [
             HeldOut(self._ignore_index, pl_module.device, self._count_bytes, self._compile)
-            for _ in range(loaders)
+            for _ in self._loaders
         ]
 
     def on_validation_batch_start(

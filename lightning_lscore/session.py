@@ -28,7 +28,7 @@ class Session:
             tensor parallelism.
         batches_per_epoch: of one rank; infinite if the training set has no length.
         flops: what the model needs for a token; may be replaced, and counts for all tokens then.
-        count_tokens: see :class:`TokenCounter`.
+        count_tokens, loaders: see :class:`TokenCounter`.
         price_per_device_hour: what one device costs; None: not known.
         carbon_intensity: g CO2-equivalent per kWh; None: not known.
         now: a monotonic clock, in seconds.
@@ -44,12 +44,13 @@ class Session:
         batches_per_epoch: float = math.inf,
         flops: FlopsModel,
         count_tokens: Callable[[Any], int] | None = None,
+        loaders: Any = None,
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
-        self.tokens = TokenCounter(count_tokens)
+        self.tokens = TokenCounter(count_tokens, loaders)
         self.flops = flops
         self._before = before
         self._ranks = ranks

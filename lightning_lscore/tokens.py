@@ -71,6 +71,22 @@ def _is_tokens(tensor: Tensor) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
+def batches_of(loaders: Any, batch: Any) -> list[Any]:
+    """The batches of all loaders, where the Trainer was given several: one batch holds them all.
+
+    Args:
+        loaders: in mappings and sequences, of which the batch has the structure.
+        batch: of one step; None stands for a loader that has ended.
+    """
+    if isinstance(loaders, Mapping):
+        inner = [(loader, batch[key]) for key, loader in loaders.items()]
+    elif isinstance(loaders, (list, tuple)):
+        inner = list(zip(loaders, batch, strict=True))
+    else:
+        return [] if batch is None else [batch]
+    return [one for loader, part in inner for one in batches_of(loader, part)]
+
+
 class TokenCounter:
     """Counts the training tokens and sequences of this process, padding apart.
 
@@ -79,10 +95,12 @@ class TokenCounter:
 
     Args:
         function: batch -> tokens in it, for batches whose tokens cannot be found.
+        loaders: the Trainer's loaders, where these are several, see :func:`batches_of`.
     """
 
-    def __init__(self, function: Callable[[Any], int] | None = None) -> None:
+    def __init__(self, function: Callable[[Any], int] | None = None, loaders: Any = None) -> None:
         self._function = function
+        self._loaders = loaders if isinstance(loaders, (list, tuple, Mapping)) else None
         self._whole: dict[torch.Size, int] = {}  # batches without padding, by their shape
         self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
         self._device: dict[int, Tensor] = {}
@@ -94,13 +112,26 @@ class TokenCounter:
     def add(self, batch: Any) -> None:
         """Counts one batch."""
         self.batches += 1
-        tokens = find_tokens(batch)
         if self._function is not None:
+            tokens = find_tokens(batch)
             nowhere = torch.Size([0])
             self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
-        elif tokens is None:
-            self.uncounted += 1
-        elif (mask := find_mask(batch, tokens)) is None:
+        elif self._loaders is None:
+            tokens = find_tokens(batch)
+            if tokens is None:
+                self.uncounted += 1
+            else:
+                self._add(tokens, find_mask(batch, tokens))
+        else:
+            parts = batches_of(self._loaders, batch)
+            found = [(part, t) for part in parts if (t := find_tokens(part)) is not None]
+            # Numbers one for each sample are labels, where another loader has tokens.
+            for part, tokens in [f for f in found if f[1].ndim > 1] or found:
+                self._add(tokens, find_mask(part, tokens))
+            self.uncounted += not found
+
+    def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
+        if mask is None:
             # Added up later: every tensor operation here would cost each step a microsecond.
             shape = tokens.shape
             self._whole[shape] = self._whole.get(shape, 0) + 1

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pynvml
 import pytest
 import torch
-from conftest import VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity
+from conftest import LENGTH, VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity
 from fake_nvml import OTHER_UUID, Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -117,6 +117,32 @@ def test_several_validation_loaders_are_weighted_by_their_tokens(trainer):
     expected = [reference_perplexity(model, *s) for s in ([small, large], [small], [large])]
     names = ["perplexity", "perplexity/dataloader_idx_0", "perplexity/dataloader_idx_1"]
     assert [seen[name] for name in names] == pytest.approx(expected, rel=1e-6)
+
+
+class OfSeveralLoaders(PlainLM):
+    """Its batches hold one batch of each loader."""
+
+    def training_step(self, batch, batch_idx):
+        return sum(super(OfSeveralLoaders, self).training_step(b, 0) for b in batch.values())
+
+    def validation_step(self, batch, batch_idx):
+        whole = {k: torch.cat([b[k] for b in batch.values()]) for k in ("input_ids", "labels")}
+        return super().validation_step(whole, batch_idx)
+
+
+def test_several_loaders_at_once(trainer):
+    """The batches of all training loaders count; validation loaders that come together are one."""
+    watch, model, lscore = Watch(), OfSeveralLoaders(), LScore(labels_are_shifted=False)
+    held_out = {"a": loader(8, seed=1), "b": loader(8, seed=2)}
+    together = pl.utilities.CombinedLoader(held_out, "min_size")
+    trainer(lscore, watch).fit(model, {"a": loader(8), "b": loader(4, seed=3)}, together)
+    sequences = 8 + 4 + 4  # the shorter loader begins anew
+    assert lscore.last_record.measurements.samples == sequences
+    assert lscore.last_record.measurements.tokens == sequences * LENGTH
+    (seen,) = watch.seen
+    expected = reference_perplexity(model, *held_out.values())
+    assert seen["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert not [name for name in seen if "dataloader_idx" in name]
 
 
 def test_large_counts_keep_every_digit(trainer):

@@ -147,6 +147,34 @@ def test_a_function_counts_what_cannot_be_found():
     assert counter.samples == 3
 
 
+MASKED = {"input_ids": IDS, "attention_mask": MASK}
+OF_SEVERAL = {
+    "a mapping": ({"a": 0, "b": 0}, {"a": MASKED, "b": (OTHER, FLOATS)}, 7 + 30),
+    "a list": ([0, 0], [OTHER, IDS], 30 + 12),
+    "nested": ({"a": [0, 0], "b": 0}, {"a": [IDS, IDS], "b": MASKED}, 12 + 12 + 7),
+    "one that ended": ([0, 0], [None, IDS], 12),
+    "one without text": ({"a": 0, "b": 0}, {"a": (FLOATS, LENGTHS), "b": OTHER}, 30),
+    "one alone": ([0], [MASKED], 7),
+}
+
+
+@pytest.mark.parametrize(("loaders", "batch", "expected"), OF_SEVERAL.values(), ids=OF_SEVERAL)
+def test_a_batch_of_several_loaders_holds_one_of_each(loaders, batch, expected):
+    """Unlike the inputs and labels of one loader's batch, all of them are trained on."""
+    counter = TokenCounter(loaders=loaders)
+    counter.add(batch)
+    assert (counter.total, counter.batches, counter.uncounted) == (expected, 1, 0)
+    counter = TokenCounter(lambda batch: len(batch), loaders=loaders)
+    counter.add(batch)
+    assert counter.total == len(batch)
+
+
+def test_a_batch_of_several_loaders_without_tokens_is_uncounted_once():
+    counter = TokenCounter(loaders=[0, 0])
+    counter.add([FLOATS, None])
+    assert (counter.total, counter.batches, counter.uncounted) == (0, 1, 1)
+
+
 LENGTHS_OF = {
     "a row of each length": ([{"input_ids": IDS}, {"input_ids": OTHER}], {4: 12, 6: 30}),
     "of the same length": ([{"input_ids": IDS}] * 3, {4: 36}),
