@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,8 +23,18 @@ def find_tokens(batch: Any) -> Tensor | None:
     By name in a mapping (``input_ids`` first), else the first integer tensor with at least two
     dimensions [B, T], else the first integer tensor.
     """
+    first = _usual(batch)
+    if first is None:
+        for tensor in integer_tensors(batch):
+            if tensor.ndim >= 2:
+                return tensor
+            first = tensor if first is None else first
+    return first
+
+
+def _usual(batch: Any) -> Tensor | None:
+    """The same where it needs no search, which would take longer than all else in a step."""
     if isinstance(batch, (list, tuple)):
-        # The usual case needs no search, which would take longer than all else in a step.
         value = batch[0] if batch else None
         if isinstance(value, Tensor) and value.dtype in _USUAL and value.ndim >= 2:
             return value
@@ -34,12 +45,7 @@ def find_tokens(batch: Any) -> Tensor | None:
             value = batch.get(name)
             if isinstance(value, Tensor) and _is_tokens(value):
                 return value
-    first = None
-    for tensor in integer_tensors(batch):
-        if tensor.ndim >= 2:
-            return tensor
-        first = tensor if first is None else first
-    return first
+    return None
 
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
@@ -47,7 +53,33 @@ def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
     if isinstance(batch, (list, tuple)):
         return None
     mask = batch.get("attention_mask") if isinstance(batch, (dict, Mapping)) else None
-    return mask if isinstance(mask, Tensor) and mask.shape == tokens.shape else None
+    fits = isinstance(mask, Tensor) and not tokens.is_nested and mask.shape == tokens.shape
+    return mask if fits else None
+
+
+def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Every tensor of token numbers that a batch feeds to the model, with its mask or None.
+
+    Several where the batch is a list of micro-batches, or holds a list of sequences.
+    """
+
+    tokens = _usual(batch)
+    if tokens is None and isinstance(batch, (list, tuple)) and batch:
+        alike = all(isinstance(b, (dict, Mapping)) for b in batch)
+        if alike and all(b.keys() == batch[0].keys() for b in batch):  # unlike inputs and labels
+            return [one for b in batch for one in find_inputs(b)]
+    elif tokens is None and isinstance(batch, (dict, Mapping)):
+        for name in _INPUT_NAMES:
+            ids, masks = _list(batch.get(name)), _list(batch.get("attention_mask"))
+            if ids and all(isinstance(t, Tensor) and _is_tokens(t) for t in ids):
+                each = zip_longest(ids, masks[: len(ids)])
+                return [one for t, m in each for one in find_inputs({name: t, "attention_mask": m})]
+    tokens = find_tokens(batch) if tokens is None else tokens
+    return [] if tokens is None else [(tokens, find_mask(batch, tokens))]
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def integer_tensors(batch: Any) -> Iterator[Tensor]:
@@ -114,24 +146,25 @@ class TokenCounter:
         self.batches += 1
         if self._function is not None:
             tokens = find_tokens(batch)
-            nowhere = torch.Size([0])
+            nowhere = torch.Size([0, 0])
             self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
-        elif self._loaders is None:
-            tokens = find_tokens(batch)
-            if tokens is None:
-                self.uncounted += 1
-            else:
-                self._add(tokens, find_mask(batch, tokens))
+        elif self._loaders is None and (tokens := _usual(batch)) is not None:
+            self._add(tokens, find_mask(batch, tokens))
         else:
-            parts = batches_of(self._loaders, batch)
-            found = [(part, t) for part in parts if (t := find_tokens(part)) is not None]
-            # Numbers one for each sample are labels, where another loader has tokens.
-            for part, tokens in [f for f in found if f[1].ndim > 1] or found:
-                self._add(tokens, find_mask(part, tokens))
+            parts = [batch] if self._loaders is None else batches_of(self._loaders, batch)
+            found = [inputs for part in parts if (inputs := find_inputs(part))]
+            # One number for each sample is a label, where another loader has tokens.
+            texts = [inputs for inputs in found if len(inputs) > 1 or inputs[0][0].ndim > 1]
+            for inputs in texts or found:
+                for tokens, mask in inputs:
+                    self._add(tokens, mask)
             self.uncounted += not found
 
     def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
-        if mask is None:
+        if tokens.is_nested:
+            rows, n = tokens.size(0), tokens.values().numel()
+            self._count(n, torch.Size([rows, n // max(1, rows)]))  # by their mean length
+        elif mask is None:
             # Added up later: every tensor operation here would cost each step a microsecond.
             shape = tokens.shape
             self._whole[shape] = self._whole.get(shape, 0) + 1
@@ -144,7 +177,8 @@ class TokenCounter:
             self._device[length] = total if sum_before is None else sum_before.add_(total)
 
     def _count(self, n: int, shape: torch.Size, times: int = 1) -> int:
-        rows, length = (shape[0], shape[-1]) if shape else (1, 1)
+        rows = shape[0] if len(shape) > 1 else 1
+        length = shape[-1] if shape else 1
         self._samples += times * rows
         self._host[length] = self._host.get(length, 0) + times * n
         return length

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import OrderedDict, UserDict, namedtuple
 from typing import Any
 
@@ -155,6 +156,7 @@ OF_SEVERAL = {
     "one that ended": ([0, 0], [None, IDS], 12),
     "one without text": ({"a": 0, "b": 0}, {"a": (FLOATS, LENGTHS), "b": OTHER}, 30),
     "one alone": ([0], [MASKED], 7),
+    "each of micro-batches": ([0, 0], [[MASKED, MASKED], {"input_ids": [LENGTHS, IDS[0]]}], 21),
 }
 
 
@@ -175,7 +177,20 @@ def test_a_batch_of_several_loaders_without_tokens_is_uncounted_once():
     assert (counter.total, counter.batches, counter.uncounted) == (0, 1, 1)
 
 
+def jagged(layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the strided layout is a prototype
+        return torch.nested.nested_tensor([LENGTHS, IDS[0], LENGTHS[:2]], layout=layout)
+
+
 LENGTHS_OF = {
+    "micro-batches": ([[MASKED, MASKED]], {4: 14}),
+    "inputs and labels apart": ([({"input_ids": IDS}, {"labels": IDS})], {4: 12}),
+    "a list of sequences": ([{"input_ids": [LENGTHS, IDS[0], LENGTHS]}], {3: 6, 4: 4}),
+    "a list of images": ([{"x": [FLOATS], "inputs": [], "ids": IDS}], {4: 12}),
+    "with masks": ([{"input_ids": [IDS, OTHER], "attention_mask": [MASK, None]}], {4: 7, 6: 30}),
+    "a jagged tensor": ([{"input_ids": jagged(torch.jagged), "attention_mask": MASK}], {3: 9}),
+    "a nested tensor": ([{"input_ids": jagged(torch.strided), "attention_mask": MASK}], {3: 9}),
     "a row of each length": ([{"input_ids": IDS}, {"input_ids": OTHER}], {4: 12, 6: 30}),
     "of the same length": ([{"input_ids": IDS}] * 3, {4: 36}),
     "padding apart": ([{"input_ids": IDS, "attention_mask": MASK}, (IDS, FLOATS)], {4: 19}),
@@ -194,6 +209,13 @@ def test_tokens_are_counted_by_the_length_of_their_sequences(batches, expected):
         counter.add(batch)
     assert counter.by_length == expected
     assert counter.total == sum(expected.values())
+
+
+def test_samples_are_sequences():
+    counter = TokenCounter()
+    for batch in (IDS, LENGTHS, {"input_ids": [LENGTHS, LENGTHS]}, jagged(torch.jagged)):
+        counter.add(batch)
+    assert counter.samples == 3 + 1 + 2 + 3
 
 
 def test_a_function_counts_tokens_in_sequences_of_a_length_that_is_found():
