@@ -298,8 +298,8 @@ class LScore(Callback):
             self._session.pause()
         self._capture.attach(pl_module)
         # A CombinedLoader of another mode makes one batch of those of all loaders.
-        loader = trainer._evaluation_loop._combined_loader
-        in_turn = loader is None or loader._mode == "sequential"
+        loader = getattr(trainer._evaluation_loop, "_combined_loader", None)
+        in_turn = getattr(loader, "_mode", "sequential") == "sequential"
         self._loaders = tree_leaves(trainer.val_dataloaders) if in_turn else [loader]
         self._held_out = [
             HeldOut(self._ignore_index, pl_module.device, self._count_bytes, self._compile)
