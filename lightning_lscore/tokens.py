@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -55,33 +55,6 @@ def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
     mask = batch.get("attention_mask") if isinstance(batch, (dict, Mapping)) else None
     fits = isinstance(mask, Tensor) and not tokens.is_nested and mask.shape == tokens.shape
     return mask if fits else None
-
-
-def find_place_of_mask(batch: Any, tokens: Tensor) -> Any:
-    """Index or key of an attention mask that has no name, as in (ids, mask, labels); or None.
-
-    It is told by its values, which makes the host wait for the device: 0 and 1, and wherever it
-    is 0 the same token stands, that of padding.
-    """
-    if isinstance(batch, (list, tuple)):
-        items: Iterable[tuple[Any, Any]] = enumerate(batch)
-    else:
-        items = batch.items() if isinstance(batch, Mapping) else ()
-    for place, value in items:
-        fits = isinstance(value, Tensor) and value is not tokens and not tokens.is_nested
-        if fits and value.shape == tokens.shape and bool(((value == 0) | (value == 1)).all()):
-            padding = tokens[value == 0]
-            if len(padding) < tokens.numel() and bool((padding == padding[:1]).all()):
-                return place
-    return None
-
-
-def _mask_at(place: Any, batch: Any, tokens: Tensor) -> Tensor | None:
-    try:
-        value = batch[place]
-    except (LookupError, TypeError):  # a batch of another kind
-        return None
-    return value if isinstance(value, Tensor) and value.shape == tokens.shape else None
 
 
 def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -149,9 +122,8 @@ def batches_of(loaders: Any, batch: Any) -> list[Any]:
 class TokenCounter:
     """Counts the training tokens and sequences of this process, padding apart.
 
-    It never makes the host wait for the device but in the first batch, where it may look for the
-    mask: one that lies on a GPU is summed there, and the sum is fetched when ``total`` or
-    ``by_length`` is read.
+    It never makes the host wait for the device: a mask that lies on a GPU is summed there, and the
+    sum is fetched when ``total`` or ``by_length`` is read.
 
     Args:
         function: batch -> tokens in it, for batches whose tokens cannot be found.
@@ -165,7 +137,6 @@ class TokenCounter:
         self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
         self._device: dict[int, Tensor] = {}
         self._samples = 0
-        self._place_of_mask: Any = None
         self.batches = 0
         self.uncounted = 0
         """Batches in which no tokens were found."""
@@ -178,12 +149,7 @@ class TokenCounter:
             nowhere = torch.Size([0, 0])
             self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
         elif self._loaders is None and (tokens := _usual(batch)) is not None:
-            mask = find_mask(batch, tokens)
-            if mask is None and self.batches == 1:
-                self._place_of_mask = find_place_of_mask(batch, tokens)
-            if mask is None and self._place_of_mask is not None:
-                mask = _mask_at(self._place_of_mask, batch, tokens)
-            self._add(tokens, mask)
+            self._add(tokens, find_mask(batch, tokens))
         else:
             parts = [batch] if self._loaders is None else batches_of(self._loaders, batch)
             found = [inputs for part in parts if (inputs := find_inputs(part))]

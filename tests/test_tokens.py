@@ -130,44 +130,6 @@ def test_totals_are_sums_over_batches(shapes):
     assert (counter.batches, counter.uncounted) == (len(shapes), 0)
 
 
-PADDED = torch.where(MASK == 1, IDS + 5, 0)
-UNNAMED = {
-    "a tuple": ((PADDED, MASK, PADDED), 7),
-    "the last of a list": ([PADDED, PADDED, MASK], 7),
-    "of booleans": ((PADDED, MASK.bool()), 7),
-    "of floats": ((PADDED, MASK.float()), 7),
-    "another name": ({"input_ids": PADDED, "mask": MASK}, 7),
-    "no padding yet": ((IDS, torch.ones_like(IDS)), 12),
-    "the mask of a loss": ((IDS, MASK), 12),
-    "which is padding": ((PADDED, 1 - MASK), 12),
-    "kinds of text": ((IDS, torch.zeros_like(IDS)), 12),
-    "labels": ((PADDED, PADDED), 12),
-    "of another shape": ((PADDED, MASK[:, :2], MASK[None]), 12),
-}
-
-
-@pytest.mark.parametrize(("batch", "expected"), UNNAMED.values(), ids=UNNAMED)
-def test_a_mask_without_its_name_is_known_by_its_values(batch, expected):
-    """It holds 0 and 1, and where it is 0 all tokens are one: the padding."""
-    counter = TokenCounter()
-    for _ in range(2):
-        counter.add(batch)
-    assert counter.total == 2 * expected
-
-
-def test_the_place_of_a_mask_is_that_of_the_first_batch():
-    """Looked at once: on a GPU it makes the host wait. A batch of another kind is counted whole."""
-    counter = TokenCounter()
-    for batch in ((IDS, torch.ones_like(IDS)), (PADDED, MASK), (IDS,), {"input_ids": IDS}, IDS):
-        counter.add(batch)
-    counter.add((IDS, FLOATS[:, :2]))
-    assert counter.total == 12 + 7 + 4 * 12
-    counter = TokenCounter()
-    for batch in ({"input_ids": IDS, "mask": torch.ones_like(IDS)}, (IDS, MASK), IDS):
-        counter.add(batch)
-    assert counter.total == 3 * 12
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
 def test_masks_of_any_type_are_summed(dtype):
     """More than 255 tokens of a small type do not wrap around."""
