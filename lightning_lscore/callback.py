@@ -78,7 +78,7 @@ class LScore(Callback):
             the mean NLL of the labels. Wrong if the loss holds anything else: auxiliary terms,
             label smoothing.
         count_tokens: function batch -> training tokens in it, for batches without a tensor of
-            token numbers.
+            token numbers, or with padding and no ``attention_mask`` by that name.
         count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or
             a function of the counted token ids [n] to the bytes of their text. ``len`` for a model
             that reads bytes.

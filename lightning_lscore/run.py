@@ -277,6 +277,7 @@ def measure(
     )
     memory = hardware.memory_mean_bytes
 
+    counted = "measured: counted in the batches, without the padding that an attention_mask shows"
     # measure: value, how it was obtained, why it is missing if it is None
     found: dict[str, tuple[Any, str, str]] = {
         "perplexity": (evaluation and evaluation.perplexity, held_out, no_validation),
@@ -284,7 +285,7 @@ def measure(
         "validation_tokens": (evaluation and evaluation.total_tokens, held_out, no_validation),
         "bits_per_byte": (bits_per_byte, held_out, no_bytes),
         "nominal_perplexity": (None, held_out, no_bytes),
-        "tokens": (tokens, "measured: counted in the batches", no_tokens),
+        "tokens": (tokens, counted, no_tokens),
         "samples": (None if tokens is None else spent.samples, "measured: counted", no_tokens),
         "steps": (steps, "measured: the Trainer's global_step", ""),
         # A sum over resumes rounds in its last digits, where a run without them does not.
