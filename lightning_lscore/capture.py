@@ -21,6 +21,7 @@ are packed into one sequence, the first token of each counts as well, unless its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .language_models import Call, LanguageModel, hidden_nll, transformers_language_models
-from .nll import row_nll
+from .nll import row_nll, token_nll
 from .sharded import Part, counts_here, is_sharded, row_shapes, whole
 from .tokens import find_mask, find_tokens, integer_tensors
 
@@ -65,6 +66,7 @@ class Capture:
         self._function = function
         self._declared = labels_are_shifted
         self._detected: bool | None = None
+        self._in_place: bool | None = None
         self._ignore_index = ignore_index
         self._from_loss = from_loss
         self._models: list[LanguageModel] = []
@@ -123,6 +125,8 @@ class Capture:
                 " Say which one counts with LScore(logits_and_labels=function)."
             )
         values, how, shifted = call.logits, "", call.shifted or bool(self._declared)
+        if not shifted and self._declared is None and self._loss_moves_no_labels(call, labels):
+            shifted, how = True, ", which its loss does not move"
         if values is None:
             try:
                 values = hidden_nll(call, self._moved(labels, shifted), self._ignore_index)
@@ -133,6 +137,26 @@ class Capture:
         self._labelled = call.model
         self.source = f"forward of {type(call.model).__name__}, with its labels{how}"
         self._emit(values, labels, self._masks(call), shifted, are_nll=call.logits is None)
+
+    def _loss_moves_no_labels(self, call: Call, labels: Tensor) -> bool:
+        """Whether a causal model's own loss compares label t with logits t.
+
+        So do those of BART's and Whisper's decoders, and XLNet's. It is told by the loss's value,
+        in the first batch that has one: to look waits for the device.
+        """
+        logits, loss = call.logits, call.loss
+        if self._in_place is None and isinstance(loss, Tensor) and isinstance(logits, Tensor):
+            sharded = is_sharded(logits) or is_sharded(labels)
+            if loss.numel() != 1 or sharded or labels.shape != logits.shape[:-1]:
+                return False
+            loss, off = float(loss.detach()), []
+            for target in (labels, self._moved(labels, False)):
+                nll, count = token_nll(logits, target.to(logits.device), self._ignore_index)
+                off.append(abs(float(nll / count) - loss))
+            if math.isfinite(sum(off)):
+                # As near as rounding: an auxiliary loss must not look like it by chance.
+                self._in_place = off[0] < 2e-5 * max(1.0, loss) and off[0] < 0.1 * off[1]
+        return bool(self._in_place)
 
     # ------------------------------------------------------------------ one batch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 
@@ -55,6 +56,54 @@ def test_a_transformers_model_is_found_whatever_the_step_does(step, trainer):
     expected = reference_perplexity(model.model, loader(7))
     assert result["perplexity"] == pytest.approx(expected, rel=1e-6)
     assert result["lscore/validation_tokens"] == 7 * 11
+
+
+def bart_decoder():
+    from transformers import BartConfig, BartForCausalLM
+
+    sizes = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    return BartForCausalLM(
+        BartConfig(vocab_size=VOCABULARY, d_model=16, is_encoder_decoder=False, **sizes)
+    )
+
+
+def xlnet():
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    sizes = {"n_layer": 1, "n_head": 2, "d_inner": 16}
+    return XLNetLMHeadModel(XLNetConfig(vocab_size=VOCABULARY, d_model=16, **sizes))
+
+
+@pytest.mark.parametrize("make", [bart_decoder, xlnet, tiny_llama])
+@pytest.mark.parametrize("declared", [None, False])
+def test_labels_are_moved_as_the_models_own_loss_moves_them(make, declared, trainer):
+    """That of some transformers models compares label t with logits t."""
+
+    class Scored(pl.LightningModule):
+        losses = ()
+
+        def __init__(self):
+            super().__init__()
+            self.model = make()
+
+        def validation_step(self, batch, batch_idx):
+            labels = batch["labels"].clone()
+            labels[0, :batch_idx] = -100
+            if batch_idx == 0:
+                labels[:] = -100  # tells nothing
+            loss = self.model(batch["input_ids"], labels=labels).loss
+            moved = labels[:, 1:] if make is tiny_llama else labels
+            n = int((moved != -100).sum())
+            self.losses += ((float(loss) * n if n else 0.0, n),)
+
+    torch.manual_seed(0)
+    lscore, model = LScore(labels_are_shifted=declared), Scored()
+    (result,) = trainer(lscore).validate(model, loader(7, batch=3), verbose=False)
+    total, n = (sum(column) for column in zip(*model.losses, strict=True))
+    told = make is tiny_llama or declared is None
+    assert (result["lscore/validation_tokens"] == n) == told
+    assert (result["perplexity"] == pytest.approx(math.exp(total / n), rel=1e-5)) == told
+    assert ("does not move" in lscore._capture.source) == (told and make is not tiny_llama)
 
 
 class PassesOn(nn.Module):
