@@ -75,7 +75,13 @@ def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
                 each = zip_longest(ids, masks[: len(ids)])
                 return [one for t, m in each for one in find_inputs({name: t, "attention_mask": m})]
     tokens = find_tokens(batch) if tokens is None else tokens
-    return [] if tokens is None else [(tokens, find_mask(batch, tokens))]
+    if tokens is None:
+        return []
+    mask = find_mask(batch, tokens)
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if mask is None and labels is not None and labels is tokens:
+        mask = labels >= 0  # where sounds or pictures are the input, labels of -100 are padding
+    return [(tokens, mask)]
 
 
 def _list(value: Any) -> Sequence[Any]:

@@ -188,6 +188,7 @@ LENGTHS_OF = {
     "inputs and labels apart": ([({"input_ids": IDS}, {"labels": IDS})], {4: 12}),
     "a list of sequences": ([{"input_ids": [LENGTHS, IDS[0], LENGTHS]}], {3: 6, 4: 4}),
     "a list of images": ([{"x": [FLOATS], "inputs": [], "ids": IDS}], {4: 12}),
+    "labels of sounds": ([{"x": FLOATS, "labels": torch.where(MASK == 1, IDS, -100)}], {4: 7}),
     "with masks": ([{"input_ids": [IDS, OTHER], "attention_mask": [MASK, None]}], {4: 7, 6: 30}),
     "a jagged tensor": ([{"input_ids": jagged(torch.jagged), "attention_mask": MASK}], {3: 9}),
     "a nested tensor": ([{"input_ids": jagged(torch.strided), "attention_mask": MASK}], {3: 9}),
