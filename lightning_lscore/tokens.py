@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -113,16 +113,18 @@ def batches_of(loaders: Any, batch: Any) -> list[Any]:
     """The batches of all loaders, where the Trainer was given several: one batch holds them all.
 
     Args:
-        loaders: in mappings and sequences, of which the batch has the structure.
+        loaders: in mappings and sequences, of which the batch has the structure, unless the module
+            made another of it.
         batch: of one step; None stands for a loader that has ended.
     """
-    if isinstance(loaders, Mapping):
-        inner = [(loader, batch[key]) for key, loader in loaders.items()]
-    elif isinstance(loaders, (list, tuple)):
-        inner = list(zip(loaders, batch, strict=True))
-    else:
-        return [] if batch is None else [batch]
-    return [one for loader, part in inner for one in batches_of(loader, part)]
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(loaders, Mapping) and isinstance(batch, Mapping):
+        if loaders.keys() == batch.keys():
+            pairs = [(loader, batch[key]) for key, loader in loaders.items()]
+    elif isinstance(loaders, (list, tuple)) and isinstance(batch, (list, tuple)):
+        pairs = zip(loaders, batch, strict=True) if len(loaders) == len(batch) else ()
+    parts = [one for loader, part in pairs for one in batches_of(loader, part)]
+    return parts or ([] if batch is None else [batch])
 
 
 class TokenCounter:

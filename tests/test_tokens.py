@@ -156,6 +156,8 @@ OF_SEVERAL = {
     "one that ended": ([0, 0], [None, IDS], 12),
     "one without text": ({"a": 0, "b": 0}, {"a": (FLOATS, LENGTHS), "b": OTHER}, 30),
     "one alone": ([0], [MASKED], 7),
+    "made one by the module": ({"a": 0, "b": 0}, MASKED, 7),
+    "made two by the module": ([0, 0, 0], (IDS, OTHER), 12),
     "each of micro-batches": ([0, 0], [[MASKED, MASKED], {"input_ids": [LENGTHS, IDS[0]]}], 21),
 }
 
