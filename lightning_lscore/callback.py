@@ -127,18 +127,31 @@ class LScore(Callback):
     ) -> None:
         if isinstance(formula, (str, os.PathLike)):
             formula = Formula.load(formula)
-        if not (formula is None or isinstance(formula, Formula)):
-            raise ValueError(f"formula: expected a Formula or the path of one, got {formula!r}.")
-        if not 0 < sample_interval < math.inf:
-            raise ValueError(f"sample_interval: expected seconds > 0, got {sample_interval!r}.")
+        given = formula is None or isinstance(formula, Formula)
+        shifted = labels_are_shifted is None or isinstance(labels_are_shifted, bool)
+        seconds = as_number(sample_interval)
+        checks: list[tuple[str, Any, str, bool]] = [
+            ("formula", formula, "a Formula or the path of one", given),
+            ("labels_are_shifted", labels_are_shifted, "True, False or None", shifted),
+            ("ignore_index", ignore_index, "an integer", isinstance(ignore_index, int)),
+            ("prefix", prefix, "a string", isinstance(prefix, str)),
+            ("sample_interval", sample_interval, "seconds > 0", 0 < (seconds or 0) < math.inf),
+        ]
+        functions = {"logits_and_labels": logits_and_labels, "count_tokens": count_tokens}
+        for name, function in functions.items():
+            fits = function is None or callable(function)
+            checks.append((name, function, "a function or None", fits))
         rates = {
             "price_per_device_hour": price_per_device_hour,
             "carbon_intensity": carbon_intensity,
         }
         for name, rate in rates.items():
             number = 0.0 if rate is None else as_number(rate)
-            if number is None or not 0 <= number < math.inf:
-                raise ValueError(f"{name}: expected a number >= 0, got {rate!r}.")
+            fits = number is not None and 0 <= number < math.inf
+            checks.append((name, rate, "a number >= 0", fits))
+        for name, value, expected, fits in checks:
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {value!r}.")
         self._price, self._carbon_intensity = price_per_device_hour, carbon_intensity
         self._own = dict(measures or {})
         check_measures(self._own, formula)

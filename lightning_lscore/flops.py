@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from .measurements import as_number
 from .parameters import sizes
 
 # FLOP per parameter and token (Kaplan et al. 2020, section 2.1): 2 forward, 2 that pass the
@@ -53,9 +54,12 @@ class FlopsModel:
         Raises:
             ValueError: if it is no finite number > 0.
         """
-        if not 0 < flops_per_token < math.inf:
-            raise ValueError(f"flops_per_token: expected a number > 0, got {flops_per_token!r}.")
-        return cls(per_token=float(flops_per_token), convention="FLOP per token as given")
+        number = as_number(flops_per_token)
+        if number is None or not 0 < number < math.inf:
+            raise ValueError(
+                f'flops_per_token: expected a number > 0 or "count", got {flops_per_token!r}.'
+            )
+        return cls(per_token=number, convention="FLOP per token as given")
 
     def at(self, length: int) -> float:
         """FLOP for one token in a sequence of ``length`` tokens; 0: not known."""

@@ -639,7 +639,17 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
     ("arguments", "message"),
     [
         ({"formula": 3}, "expected a Formula or the path of one, got 3"),
-        ({"sample_interval": 0}, "expected seconds > 0, got 0"),
+        ({"sample_interval": 0}, "sample_interval: expected seconds > 0, got 0"),
+        ({"sample_interval": "1"}, "sample_interval: expected seconds > 0, got '1'"),
+        ({"flops_per_token": "cuont"}, "expected a number > 0 or \"count\", got 'cuont'"),
+        ({"logits_and_labels": 3}, "logits_and_labels: expected a function or None, got 3"),
+        ({"count_tokens": "all"}, "count_tokens: expected a function or None, got 'all'"),
+        (
+            {"labels_are_shifted": "no"},
+            "labels_are_shifted: expected True, False or None, got 'no'",
+        ),
+        ({"ignore_index": None}, "ignore_index: expected an integer, got None"),
+        ({"prefix": 3}, "prefix: expected a string, got 3"),
         ({"price_per_device_hour": -1}, "price_per_device_hour: expected a number >= 0, got -1"),
         ({"carbon_intensity": "low"}, "carbon_intensity: expected a number >= 0, got 'low'"),
         ({"count_bytes": "gpt2"}, "count_bytes: expected a byte-level or SentencePiece tokenizer"),

@@ -381,7 +381,7 @@ def test_a_given_number_is_taken_as_it_is():
 
 @pytest.mark.parametrize("given", [0, -1, math.inf, math.nan])
 def test_a_given_number_must_be_one(given):
-    with pytest.raises(ValueError, match=r"flops_per_token: expected a number > 0, got"):
+    with pytest.raises(ValueError, match="flops_per_token: expected a number > 0 or"):
         FlopsModel.given(given)
 
 
