@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -161,13 +161,15 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
             records[0] if start is None else _at(records, start),
             last if end is None else _at(records, end),
         ]
-    text = [f"Run {last.run}: {len(records)} validations up to step {last.step}."]
+    validations = "validation" if len(records) == 1 else "validations"
+    text = [f"Run {last.run}: {len(records)} {validations} up to step {last.step}."]
     if left_out:
         text.append(f"{left_out} more were scored otherwise and do not compare with them.")
     text += ["", exchange_rates(formula)]
-    for a, b in itertools.pairwise(stops):
-        if a is not b:
-            text += [_between(formula, a, b, best), ""]
+    ways = [(a, b) for a, b in itertools.pairwise(stops) if a is not b]
+    tables = [_between(formula, a, b, best) for a, b in ways] or [_at_one(formula, stops[0])]
+    for table in tables:
+        text += [table, ""]
     text.append(idle_cost(formula, last))
     if said := expectation(last):
         text.append(f"{said[0].upper()}{said[1:]}{'' if said.endswith('.') else '.'}")
@@ -178,30 +180,48 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
 
 def _between(formula: Formula, a: Record, b: Record, best: Record) -> str:
     parts = [formula.ln_parts(r.measurements) for r in (a, b)]
-    rows: list[tuple[str, ...]] = [
-        ("   ", "", "step " + str(a.step), "step " + str(b.step), "change of ln L", "")
-    ]
     changes = {x: _change(parts[0][x], parts[1][x]) for x in "TDAH"}
-    shown = _adding_up(changes)
+    total = sum(c for c in changes.values() if c is not None)
+    percent = {x: _percent_change(change) for x, change in changes.items()}
+    percent["L"] = "" if None in changes.values() else _percent_change(total)
+    ends = [f"step {r.step}{', the best L,' if r is best else ''}" for r in (a, b)]
+    head = f"From {ends[0]} to {ends[1]} L was moved by (the parts of ln L add up)"
+    rows = _table(formula, (a, b), changes, ("change of ln L", ""), percent)
+    return "\n".join([head, "", *columns(rows, left=2)])
+
+
+def _at_one(formula: Formula, record: Record) -> str:
+    parts = formula.ln_parts(record.measurements)
+    factors = {x: "" if part is None else f"{exp(part):.4f}" for x, part in parts.items()}
+    beside = {**factors, "T": "", "L": ""}
+    rows = _table(formula, (record,), parts, ("part of ln L", "factor"), beside)
+    head = f"At step {record.step} L is made of (the parts of ln L add up)"
+    return "\n".join([head, "", *columns(rows, left=2)])
+
+
+def _table(
+    formula: Formula,
+    records: Sequence[Record],
+    parts: dict[str, float | None],
+    titles: tuple[str, str],
+    beside: Mapping[str, str],
+) -> list[tuple[str, ...]]:
+    """A row for T, each factor and L: what it measures at each record, and its part of ln L."""
+    shown = _adding_up(parts)
+    rows: list[tuple[str, ...]] = [("   ", "", *(f"step {r.step}" for r in records), *titles)]
     for x in "TDAH":
         factor = getattr(formula, x)
         name = factor if isinstance(factor, str) else "a constant"
-        amounts = [_of_T(r, formula) if x == "T" else "" for r in (a, b)]
+        amounts = [_of_T(r, formula) if x == "T" else "" for r in records]
         if isinstance(factor, Factor):
             name = factor.measure
-            amounts = [_amount(factor.priced(r.measurements), factor) for r in (a, b)]
+            amounts = [_amount(factor.priced(r.measurements), factor) for r in records]
         elif callable(factor):
             name = "a function"
-        rows.append((f"   {x}", name, *amounts, shown[x], _percent_change(changes[x])))
-    total = sum(c for c in changes.values() if c is not None)
-    ends = [f"{r.L:.4f}" if r.L is not None else "-" for r in (a, b)]
-    whole = None in changes.values()
-    rows.append(
-        ("   L", "", *ends, "-" if whole else shown["L"], "" if whole else _percent_change(total))
-    )
-    ends = [f"step {r.step}{', the best L,' if r is best else ''}" for r in (a, b)]
-    head = f"From {ends[0]} to {ends[1]} L was moved by (the parts of ln L add up)"
-    return "\n".join([head, "", *columns(rows, left=2)])
+        rows.append((f"   {x}", name, *amounts, shown[x], beside[x]))
+    amounts = [f"{r.L:.4f}" if r.L is not None else "-" for r in records]
+    whole = None not in parts.values()
+    return [*rows, ("   L", "", *amounts, shown["L"] if whole else "-", beside["L"])]
 
 
 def idle_cost(formula: Formula, record: Record) -> str:

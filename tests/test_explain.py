@@ -155,8 +155,14 @@ def test_the_parts_always_add_up_as_printed(points):
 
 
 def test_a_single_validation_and_one_without_an_L_are_explained_or_refused():
-    """A table needs two; no L needs its reason."""
-    assert changes(explain_run(RUN[:1])) == []
+    """Of one it is told what L is made of; no L needs its reason."""
+    text = explain_run(RUN[1:2])
+    assert text.startswith("Run a: 1 validation up to step 5.")
+    assert "At step 5 L is made of (the parts of ln L add up)" in text
+    (table,) = changes(text)
+    assert sum(table[x] for x in "TDAH") == table["L"] == round(1e4 * math.log(RUN[1].L))
+    assert re.search(rf"D  tokens +500 tokens +-0\.\d+ +{RUN[1].score.f_D:.4f}\n", text)
+    assert changes(explain_run(RUN, 5, 5)) == [table]
     lacking = record(1, 5.0, device_hours=None)
     with pytest.raises(ValueError, match="got none: device_hours: unavailable"):
         explain_run([lacking])
