@@ -23,17 +23,12 @@ def find_tokens(batch: Any) -> Tensor | None:
     By name in a mapping (``input_ids`` first), else the first integer tensor with at least two
     dimensions [B, T], else the first integer tensor.
     """
-    first = _usual(batch)
-    if first is None:
-        for tensor in integer_tensors(batch):
-            if tensor.ndim >= 2:
-                return tensor
-            first = tensor if first is None else first
-    return first
+    tokens = _usual(batch)
+    return _search(batch) if tokens is None else tokens
 
 
 def _usual(batch: Any) -> Tensor | None:
-    """The same where it needs no search, which would take longer than all else in a step."""
+    """The tokens where they need no search, which would take longer than all else in a step."""
     if isinstance(batch, (list, tuple)):
         value = batch[0] if batch else None
         if isinstance(value, Tensor) and value.dtype in _USUAL and value.ndim >= 2:
@@ -46,6 +41,15 @@ def _usual(batch: Any) -> Tensor | None:
             if isinstance(value, Tensor) and _is_tokens(value):
                 return value
     return None
+
+
+def _search(batch: Any) -> Tensor | None:
+    first = None
+    for tensor in integer_tensors(batch):
+        if tensor.ndim >= 2:
+            return tensor
+        first = tensor if first is None else first
+    return first
 
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
@@ -62,29 +66,31 @@ def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
 
     Several where the batch is a list of micro-batches, or holds a list of sequences.
     """
-
     tokens = _usual(batch)
-    if tokens is None and isinstance(batch, (list, tuple)) and batch:
-        alike = all(isinstance(b, (dict, Mapping)) for b in batch)
+    if tokens is not None:
+        return [(tokens, find_mask(batch, tokens))]
+    labels = None
+    if isinstance(batch, (list, tuple)):
+        alike = bool(batch) and all(isinstance(b, (dict, Mapping)) for b in batch)
         if alike and all(b.keys() == batch[0].keys() for b in batch):  # unlike inputs and labels
             return [one for b in batch for one in find_inputs(b)]
-    elif tokens is None and isinstance(batch, (dict, Mapping)):
+    elif isinstance(batch, (dict, Mapping)):
+        labels, masks = batch.get("labels"), _listed(batch.get("attention_mask"))
         for name in _INPUT_NAMES:
-            ids, masks = _list(batch.get(name)), _list(batch.get("attention_mask"))
+            ids = _listed(batch.get(name))
             if ids and all(isinstance(t, Tensor) and _is_tokens(t) for t in ids):
                 each = zip_longest(ids, masks[: len(ids)])
-                return [one for t, m in each for one in find_inputs({name: t, "attention_mask": m})]
-    tokens = find_tokens(batch) if tokens is None else tokens
+                return [(t, find_mask({"attention_mask": m}, t)) for t, m in each]
+    tokens = _search(batch)
     if tokens is None:
         return []
     mask = find_mask(batch, tokens)
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if mask is None and labels is not None and labels is tokens:
         mask = labels >= 0  # where sounds or pictures are the input, labels of -100 are padding
     return [(tokens, mask)]
 
 
-def _list(value: Any) -> Sequence[Any]:
+def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else ()
 
 
@@ -127,6 +133,14 @@ def batches_of(loaders: Any, batch: Any) -> list[Any]:
     return parts or ([] if batch is None else [batch])
 
 
+def _inputs_of_all(loaders: Any, batch: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """As :func:`find_inputs`, of the batches of several loaders."""
+    found = [inputs for part in batches_of(loaders, batch) if (inputs := find_inputs(part))]
+    # One number for each sample is a label, where another loader has tokens.
+    texts = [inputs for inputs in found if len(inputs) > 1 or inputs[0][0].ndim > 1]
+    return [one for inputs in texts or found for one in inputs]
+
+
 class TokenCounter:
     """Counts the training tokens and sequences of this process, padding apart.
 
@@ -156,17 +170,12 @@ class TokenCounter:
             tokens = find_tokens(batch)
             nowhere = torch.Size([0, 0])
             self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
-        elif self._loaders is None and (tokens := _usual(batch)) is not None:
-            self._add(tokens, find_mask(batch, tokens))
-        else:
-            parts = [batch] if self._loaders is None else batches_of(self._loaders, batch)
-            found = [inputs for part in parts if (inputs := find_inputs(part))]
-            # One number for each sample is a label, where another loader has tokens.
-            texts = [inputs for inputs in found if len(inputs) > 1 or inputs[0][0].ndim > 1]
-            for inputs in texts or found:
-                for tokens, mask in inputs:
-                    self._add(tokens, mask)
-            self.uncounted += not found
+            return
+        several = self._loaders is not None
+        inputs = _inputs_of_all(self._loaders, batch) if several else find_inputs(batch)
+        for tokens, mask in inputs:
+            self._add(tokens, mask)
+        self.uncounted += not inputs
 
     def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
         if tokens.is_nested:
