@@ -161,8 +161,8 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
             records[0] if start is None else _at(records, start),
             last if end is None else _at(records, end),
         ]
-    validations = "validation" if len(records) == 1 else "validations"
-    text = [f"Run {last.run}: {len(records)} {validations} up to step {last.step}."]
+    plural = "s" * (len(records) != 1)
+    text = [f"Run {last.run}: {len(records)} validation{plural} up to step {last.step}."]
     if left_out:
         text.append(f"{left_out} more were scored otherwise and do not compare with them.")
     text += ["", exchange_rates(formula)]
@@ -181,31 +181,30 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
 def _between(formula: Formula, a: Record, b: Record, best: Record) -> str:
     parts = [formula.ln_parts(r.measurements) for r in (a, b)]
     changes = {x: _change(parts[0][x], parts[1][x]) for x in "TDAH"}
-    total = sum(c for c in changes.values() if c is not None)
     percent = {x: _percent_change(change) for x, change in changes.items()}
-    percent["L"] = "" if None in changes.values() else _percent_change(total)
+    known = [change for change in changes.values() if change is not None]
+    if len(known) == len(changes):
+        percent["L"] = _percent_change(sum(known))
     ends = [f"step {r.step}{', the best L,' if r is best else ''}" for r in (a, b)]
-    head = f"From {ends[0]} to {ends[1]} L was moved by (the parts of ln L add up)"
-    rows = _table(formula, (a, b), changes, ("change of ln L", ""), percent)
-    return "\n".join([head, "", *columns(rows, left=2)])
+    head = f"From {ends[0]} to {ends[1]} L was moved by"
+    return _table(head, formula, (a, b), changes, ("change of ln L", ""), percent)
 
 
 def _at_one(formula: Formula, record: Record) -> str:
     parts = formula.ln_parts(record.measurements)
-    factors = {x: "" if part is None else f"{exp(part):.4f}" for x, part in parts.items()}
-    beside = {**factors, "T": "", "L": ""}
-    rows = _table(formula, (record,), parts, ("part of ln L", "factor"), beside)
-    head = f"At step {record.step} L is made of (the parts of ln L add up)"
-    return "\n".join([head, "", *columns(rows, left=2)])
+    factors = {x: f"{exp(p):.4f}" for x, p in parts.items() if x != "T" and p is not None}
+    head = f"At step {record.step} L is made of"
+    return _table(head, formula, (record,), parts, ("part of ln L", "factor"), factors)
 
 
 def _table(
+    head: str,
     formula: Formula,
     records: Sequence[Record],
     parts: dict[str, float | None],
     titles: tuple[str, str],
     beside: Mapping[str, str],
-) -> list[tuple[str, ...]]:
+) -> str:
     """A row for T, each factor and L: what it measures at each record, and its part of ln L."""
     shown = _adding_up(parts)
     rows: list[tuple[str, ...]] = [("   ", "", *(f"step {r.step}" for r in records), *titles)]
@@ -218,10 +217,11 @@ def _table(
             amounts = [_amount(factor.priced(r.measurements), factor) for r in records]
         elif callable(factor):
             name = "a function"
-        rows.append((f"   {x}", name, *amounts, shown[x], beside[x]))
+        rows.append((f"   {x}", name, *amounts, shown[x], beside.get(x, "")))
     amounts = [f"{r.L:.4f}" if r.L is not None else "-" for r in records]
-    whole = None not in parts.values()
-    return [*rows, ("   L", "", *amounts, shown["L"] if whole else "-", beside["L"])]
+    total = "-" if None in parts.values() else shown["L"]
+    rows.append(("   L", "", *amounts, total, beside.get("L", "")))
+    return "\n".join([f"{head} (the parts of ln L add up)", "", *columns(rows, left=2)])
 
 
 def idle_cost(formula: Formula, record: Record) -> str:
