@@ -26,7 +26,7 @@ from .devices import find_devices
 from .evaluation import Evaluation, HeldOut
 from .flops import FlopsModel, flops_of
 from .formula import Formula
-from .measurements import Measurements, as_number
+from .measurements import Measurements, as_number, short
 from .own import OwnMeasure, ask, check_measures
 from .padding import repeated_samples
 from .parameters import ParameterCount, count_parameters
@@ -48,6 +48,11 @@ _STEP_HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
+
+
+def _expect(fits: bool, name: str, expected: str, value: Any) -> None:
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {short(value)}.")
 
 
 class LScore(Callback):
@@ -128,19 +133,16 @@ class LScore(Callback):
         if isinstance(formula, (str, os.PathLike)):
             formula = Formula.load(formula)
         given = formula is None or isinstance(formula, Formula)
-        shifted = labels_are_shifted is None or isinstance(labels_are_shifted, bool)
-        seconds = as_number(sample_interval)
-        checks: list[tuple[str, Any, str, bool]] = [
-            ("formula", formula, "a Formula or the path of one", given),
-            ("labels_are_shifted", labels_are_shifted, "True, False or None", shifted),
-            ("ignore_index", ignore_index, "an integer", isinstance(ignore_index, int)),
-            ("prefix", prefix, "a string", isinstance(prefix, str)),
-            ("sample_interval", sample_interval, "seconds > 0", 0 < (seconds or 0) < math.inf),
-        ]
+        _expect(given, "formula", "a Formula or the path of one", formula)
         functions = {"logits_and_labels": logits_and_labels, "count_tokens": count_tokens}
         for name, function in functions.items():
-            fits = function is None or callable(function)
-            checks.append((name, function, "a function or None", fits))
+            _expect(function is None or callable(function), name, "a function or None", function)
+        known = labels_are_shifted is None or isinstance(labels_are_shifted, bool)
+        _expect(known, "labels_are_shifted", "True, False or None", labels_are_shifted)
+        _expect(isinstance(ignore_index, int), "ignore_index", "an integer", ignore_index)
+        _expect(isinstance(prefix, str), "prefix", "a string", prefix)
+        seconds = as_number(sample_interval) or 0.0
+        _expect(0 < seconds < math.inf, "sample_interval", "seconds > 0", sample_interval)
         rates = {
             "price_per_device_hour": price_per_device_hour,
             "carbon_intensity": carbon_intensity,
@@ -148,10 +150,7 @@ class LScore(Callback):
         for name, rate in rates.items():
             number = 0.0 if rate is None else as_number(rate)
             fits = number is not None and 0 <= number < math.inf
-            checks.append((name, rate, "a number >= 0", fits))
-        for name, value, expected, fits in checks:
-            if not fits:
-                raise ValueError(f"{name}: expected {expected}, got {value!r}.")
+            _expect(fits, name, "a number >= 0", rate)
         self._price, self._carbon_intensity = price_per_device_hour, carbon_intensity
         self._own = dict(measures or {})
         check_measures(self._own, formula)
@@ -311,7 +310,8 @@ class LScore(Callback):
             self._session.pause()
         self._capture.attach(pl_module)
         # A CombinedLoader of another mode makes one batch of those of all loaders.
-        loader = getattr(trainer._evaluation_loop, "_combined_loader", None)
+        loop = getattr(trainer, "_evaluation_loop", None)
+        loader = getattr(loop, "_combined_loader", None)
         in_turn = getattr(loader, "_mode", "sequential") == "sequential"
         self._loaders = tree_leaves(trainer.val_dataloaders) if in_turn else [loader]
         self._held_out = [
