@@ -66,7 +66,7 @@ class Capture:
         self._function = function
         self._declared = labels_are_shifted
         self._detected: bool | None = None
-        self._in_place: bool | None = None
+        self._in_place: bool | None = None  # whether a model's own loss moves no labels
         self._ignore_index = ignore_index
         self._from_loss = from_loss
         self._models: list[LanguageModel] = []

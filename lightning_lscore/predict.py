@@ -176,7 +176,7 @@ def _lowest(growths: Sequence[float], ln_L: Sequence[float], same: float) -> lis
     return [g for g, y in zip(growths, ln_L, strict=True) if y <= least + same]
 
 
-def thinned(curve: Sequence[Sequence[float]]) -> list[list[float]]:
+def thinned(curve: list[list[float]]) -> list[list[float]]:
     """A curve of (spent, ln T, count) with one point fewer: the mean of two where they lie closest.
 
     In a long run each doubling of spending so keeps as many points, and each validation its weight.
@@ -184,7 +184,7 @@ def thinned(curve: Sequence[Sequence[float]]) -> list[list[float]]:
     """
     ratios = [b[0] / a[0] if a[0] > 0 else math.inf for a, b in pairwise(curve[:-1])]
     i = ratios.index(min(ratios))
-    return [*map(list, curve[:i]), list(_mean(curve[i : i + 2])), *map(list, curve[i + 2 :])]
+    return [*curve[:i], [*_mean(curve[i : i + 2])], *curve[i + 2 :]]
 
 
 def _points(

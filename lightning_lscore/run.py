@@ -119,7 +119,7 @@ class Run:
             return Unpredictable(reason="There is no L.")
         batches = float(self.spent.batches)
         if self.curve and not math.isfinite(self.curve[-1][1]):
-            self.curve.pop()
+            self.curve.pop()  # it said no more than how far the run was
         self.curve.append([batches, ln_T, 1])
         if len(self.curve) > CURVE_POINTS:
             self.curve = thinned(self.curve)
@@ -217,6 +217,7 @@ class Run:
             run.previous = dict(state.get("previous", {}))
             run.reached = dict(state.get("reached", {}))
             run.reached_how = state.get("reached_how", "")
+            # Without a count, as it was before points were means, each is one validation.
             run.curve = [[*point, 1][:3] for point in state.get("curve", ())]
             run.best = list(state.get("best", ()))
         return run

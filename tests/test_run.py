@@ -522,6 +522,11 @@ def test_a_checkpoint_without_later_additions_is_read():
     assert (run.logged, run.previous, run.reached) == ({"L": 1.0}, {}, {})
 
 
+def test_a_curve_without_counts_is_one_of_single_validations():
+    state = Run().to_dict(Spending()) | {"curve": [[1.0, 2.5], [2.0, 2.25]]}
+    assert Run.from_dict(state, None).curve == [[1.0, 2.5, 1], [2.0, 2.25, 1]]
+
+
 @pytest.mark.parametrize("key", ["run", "spent", "planned_batches", "formula", "logged"])
 def test_a_state_that_lacks_a_key_is_a_value_error_that_names_it(key):
     """All but what was added later is needed."""
