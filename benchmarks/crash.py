@@ -38,7 +38,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lscore import LScore, read_records
-from lightning_lscore.records import RECORD_FILE
+from lightning_lscore.record.records import RECORD_FILE
 
 VALIDATE_EVERY, SAVE_EVERY = 2, 3  # steps
 STEPS_A_KILL = 2 * SAVE_EVERY  # an attempt is killed at the latest after so many

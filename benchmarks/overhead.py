@@ -37,9 +37,9 @@ from small import WORDS, Small, be_quiet
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lscore import LScore
-from lightning_lscore.cpu import CpuProbe
-from lightning_lscore.nvml import cuda_probe
-from lightning_lscore.sampler import Sampler
+from lightning_lscore.hardware.cpu import CpuProbe
+from lightning_lscore.hardware.nvml import cuda_probe
+from lightning_lscore.hardware.sampler import Sampler
 
 SETTLE = 3  # steps of each turn that do not count: caches, and the meters of the one before
 

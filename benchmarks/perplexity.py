@@ -43,7 +43,7 @@ def method(name: str) -> Callable[[Any, Any], Any]:
     import torch.nn.functional as F
     from torchmetrics.text import Perplexity
 
-    from lightning_lscore.nll import token_nll
+    from lightning_lscore.heldout.nll import token_nll
 
     def theirs(x: Any, t: Any) -> Any:
         metric = Perplexity(ignore_index=-100).to(x.device)

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_lscore import Factor, Formula, LScore, read_records
-from lightning_lscore.plots import plot_run
-from lightning_lscore.report import spending_summary, validation_table
+from lightning_lscore.show.plots import plot_run
+from lightning_lscore.show.tables import spending_summary, validation_table
 
 CONTEXT = 256  # bytes
 BATCH = 8  # sequences

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .formula import Factor, Formula, Score
-from .measurements import Measurements
-from .records import Record, read_records
+from .equation.formula import Factor, Formula, Score
+from .equation.measurements import Measurements
+from .record.records import Record, read_records
 
 if TYPE_CHECKING:
     from .callback import LScore
-    from .perplexity import Perplexity
+    from .heldout.perplexity import Perplexity
+    from .heldout.text import TextEvaluation, evaluate_text
     from .stopping import CostEarlyStopping
-    from .text import TextEvaluation, evaluate_text
 
 __version__ = "0.1.0"
 
@@ -34,9 +34,9 @@ __all__ = [
 _LAZY = {
     "CostEarlyStopping": "stopping",
     "LScore": "callback",
-    "Perplexity": "perplexity",
-    "TextEvaluation": "text",
-    "evaluate_text": "text",
+    "Perplexity": "heldout.perplexity",
+    "TextEvaluation": "heldout.text",
+    "evaluate_text": "heldout.text",
 }
 
 

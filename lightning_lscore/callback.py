@@ -20,25 +20,25 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from .both import Callback
-from .capture import Capture
-from .counted_step import CountedStep
-from .devices import find_devices
-from .evaluation import Evaluation, HeldOut
-from .flops import FlopsModel, flops_of
-from .formula import Formula
-from .measurements import Measurements, as_number, short
-from .own import OwnMeasure, ask, check_measures
-from .padding import repeated_samples
-from .parameters import ParameterCount, count_parameters
-from .predict import Prediction, Unpredictable
-from .ranks import gather_numbers, gather_objects
-from .records import RECORD_FILE, Record, append_record, records_since, versions
-from .run import Run, measure
-from .schedule import learning_rates, planned_batches, rates_may_change
-from .session import Session
-from .sharded import counts_here, peers
-from .spending import Spending
-from .token_bytes import make_count_bytes
+from .curve.forecast import Prediction, Unpredictable
+from .equation.formula import Formula
+from .equation.measurements import Measurements, as_number, short
+from .hardware.devices import find_devices
+from .heldout.capture import Capture
+from .heldout.evaluation import Evaluation, HeldOut
+from .heldout.repeated_samples import repeated_samples
+from .heldout.token_bytes import make_count_bytes
+from .model.counted_step import CountedStep
+from .model.flops import FlopsModel, flops_of
+from .model.parameters import ParameterCount, count_parameters
+from .model.sharded import counts_here, peers
+from .plan import learning_rates, planned_batches, rates_may_change
+from .record.records import RECORD_FILE, Record, append_record, records_since, versions
+from .run.own_measures import OwnMeasure, ask, check_measures
+from .run.processes import gather_numbers, gather_objects
+from .run.run import Run, measure
+from .run.segment import Session
+from .run.spending import Spending
 
 # What Lightning calls at every step, besides on_train_batch_end.
 _STEP_HOOKS = (
@@ -96,7 +96,7 @@ class LScore(Callback):
             ``emissions_kg``. It differs by grid and hour, so there is no default.
         flops_per_token: FLOP that the model needs for a training token, forward and backward;
             "count": counted in the first batch of each fit. Default: estimated from the model's
-            structure, see :func:`~lightning_lscore.flops.flops_of`.
+            structure, see :func:`~lightning_lscore.model.flops.flops_of`.
         ignore_index: label of the positions that are not counted.
         compile: read the held-out logits in one compiled loop, on a GPU in one kernel: some seconds
             at the first validation, then on a CPU twice as fast in float32 and 1.3 times in

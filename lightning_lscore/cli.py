@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explain(options: argparse.Namespace) -> list[str]:
-    from .explain import explain_run, overview, worked_example
-    from .formula import Formula
+    from .equation.formula import Formula
+    from .show.explain import explain_run, overview, worked_example
 
     factors = {x: getattr(options, x) for x in "DAH" if getattr(options, x) is not None}
     if options.perplexity is not None:
@@ -132,8 +132,8 @@ def _explain(options: argparse.Namespace) -> list[str]:
         formula = Formula.for_model(options.parameters)
     if options.records is None:
         return [overview(formula)]
-    from .compare import rescored
-    from .records import read_run
+    from .record.compare import rescored
+    from .record.records import read_run
 
     records = read_run(options.records)
     if formula is not None:
@@ -142,24 +142,24 @@ def _explain(options: argparse.Namespace) -> list[str]:
 
 
 def _compare(options: argparse.Namespace) -> list[str]:
-    from .compare import comparison
-    from .formula import Formula
-    from .records import read_run
+    from .equation.formula import Formula
+    from .record.compare import comparison
+    from .record.records import read_run
 
     runs = {str(path): read_run(path) for path in options.records}
     return [comparison(runs, None if options.formula is None else Formula.load(options.formula))]
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
-    from .doctor import examine
+    from .hardware.doctor import examine
 
     return examine(options.precision, options.seconds)
 
 
 def _calibrate(options: argparse.Namespace) -> list[str]:
-    from .calibrate import calibrate
-    from .explain import explain_calibration
-    from .finished import read_finished
+    from .curve.calibrate import calibrate
+    from .record.finished_runs import read_finished
+    from .show.explain import explain_calibration
 
     runs = read_finished(options.runs)
     found = calibrate(runs.parameters, runs.tokens, runs.loss, share=options.share)

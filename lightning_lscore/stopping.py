@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .both import Callback
 from .callback import LScore
-from .measurements import exp
-from .patience import Patience, Verdict, ln_price
-from .schedule import learning_rates, planned_batches
+from .curve.patience import Patience, Verdict, ln_price
+from .equation.measurements import exp
+from .plan import learning_rates, planned_batches
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 

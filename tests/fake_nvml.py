@@ -16,8 +16,8 @@ import pynvml
 import pytest
 from conftest import PlainLM
 
-from lightning_lscore.hardware import Device
-from lightning_lscore.nvml import NvmlProbe
+from lightning_lscore.hardware.nvml import NvmlProbe
+from lightning_lscore.hardware.probe import Device
 
 ERROR_CODES = sorted(
     {code for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
@@ -82,7 +82,9 @@ class FakeNvml:
     ) -> FakeNvml:
         """Fits on the CPU take the first GPU for the device that they compute on."""
         device = Device(key=self.gpus[0].uuid, name=name, kind="cuda")
-        monkeypatch.setattr("lightning_lscore.devices.CpuProbe", lambda *_: NvmlProbe(device))
+        monkeypatch.setattr(
+            "lightning_lscore.hardware.devices.CpuProbe", lambda *_: NvmlProbe(device)
+        )
         return self.install(monkeypatch)
 
     def await_call(self, name: str, beyond: int = 0) -> None:

@@ -19,9 +19,9 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, loss_parallel, parallelize_module
 from torch.utils.data import DataLoader, IterableDataset
 
-import lightning_lscore.devices
+import lightning_lscore.hardware.devices
 from lightning_lscore import Factor, Formula, LScore
-from lightning_lscore.peaks import Peak
+from lightning_lscore.hardware.peaks import Peak
 
 BATCH = 8  # sequences that all processes together train on at once
 PEAK = 1e12  # FLOP/s, in place of a measurement that takes a second
@@ -50,7 +50,7 @@ def note_what_is_gathered() -> None:
 
 
 def with_known_peak() -> None:
-    lightning_lscore.devices.measured_peak = lambda *_, **__: Peak(
+    lightning_lscore.hardware.devices.measured_peak = lambda *_, **__: Peak(
         flops=PEAK, source="the test's", measured=True
     )
 

@@ -19,8 +19,9 @@ from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from lightning_lscore import Factor, Formula, LScore, nll, read_records
-from lightning_lscore.peaks import peak_flops
+from lightning_lscore import Factor, Formula, LScore, read_records
+from lightning_lscore.hardware.peaks import peak_flops
+from lightning_lscore.heldout import nll
 
 BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
 """A formula without time, so that two runs score alike."""
@@ -448,9 +449,9 @@ def test_the_sanity_check_is_ignored(trainer, tmp_path):
 
 def test_validation_takes_no_training_time(trainer, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("lightning_lscore.clock.Clock.__init__.__defaults__", (lambda: now[0],))
+    monkeypatch.setattr("lightning_lscore.run.clock.Clock.__init__.__defaults__", (lambda: now[0],))
     monkeypatch.setattr(
-        "lightning_lscore.session.Session.__init__.__kwdefaults__",
+        "lightning_lscore.run.segment.Session.__init__.__kwdefaults__",
         {"count_tokens": None, "now": lambda: now[0]},
     )
 

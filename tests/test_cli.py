@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from lightning_lscore.cli import main
-from lightning_lscore.formula import Factor, Formula
-from lightning_lscore.measurements import Measurements
-from lightning_lscore.records import RECORD_FILE, Record, append_record
+from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.record.records import RECORD_FILE, Record, append_record
 
 FORMULA = Formula(D=Factor("tokens", 1000.0, 0.1), H=Factor("device_hours", 2.0, 0.3))
 

@@ -12,7 +12,7 @@ MODULES = [
     "lightning_lscore",
     *(
         info.name
-        for info in pkgutil.iter_modules(lightning_lscore.__path__, "lightning_lscore.")
+        for info in pkgutil.walk_packages(lightning_lscore.__path__, "lightning_lscore.")
         if not info.name.endswith("__main__")
     ),
 ]
@@ -26,5 +26,7 @@ def test_the_examples_in_docstrings_are_true(name):
 
 def test_there_are_examples():
     """The test above would pass without any."""
-    tests = doctest.DocTestFinder().find(importlib.import_module("lightning_lscore.formula"))
+    tests = doctest.DocTestFinder().find(
+        importlib.import_module("lightning_lscore.equation.formula")
+    )
     assert sum(len(test.examples) for test in tests) >= 3

@@ -19,12 +19,12 @@ import torch
 from conftest import LENGTH, VOCABULARY, PlainLM, loader, run_python
 
 from lightning_lscore import LScore, Perplexity
-from lightning_lscore.evaluation import HeldOut
-from lightning_lscore.hardware import Reading
-from lightning_lscore.meter import Meter
-from lightning_lscore.nll import _built
-from lightning_lscore.nvml import cuda_probe
-from lightning_lscore.sampler import Sampler
+from lightning_lscore.hardware.meter import Meter
+from lightning_lscore.hardware.nvml import cuda_probe
+from lightning_lscore.hardware.probe import Reading
+from lightning_lscore.hardware.sampler import Sampler
+from lightning_lscore.heldout.evaluation import HeldOut
+from lightning_lscore.heldout.nll import _built
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,8 +112,8 @@ def test_training_steps_do_not_wait_for_the_gpu(masked, trainer):
 SHARED = """
 import json, sys
 import torch, torch.distributed as dist, torch.multiprocessing as mp
-from lightning_lscore.devices import find_devices
-from lightning_lscore.ranks import gather_objects
+from lightning_lscore.hardware.devices import find_devices
+from lightning_lscore.run.processes import gather_objects
 
 def main(rank, place):
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29533", rank=rank, world_size=2)

@@ -38,7 +38,7 @@ def imported_by(code):
 LIGHT = """
 import lightning_lscore
 from lightning_lscore import Factor, Formula, Measurements, Record, Score, read_records
-import lightning_lscore.report, lightning_lscore.plots, lightning_lscore.clock
+import lightning_lscore.show.tables, lightning_lscore.show.plots, lightning_lscore.run.clock
 dir(lightning_lscore)
 assert Formula(D=0.5).score(Measurements(perplexity=2.0)).L == 1.0
 assert read_records(PATH) == []
@@ -52,26 +52,30 @@ def test_reading_and_scoring_records_needs_no_torch(tmp_path):
     assert not HEAVY & imported_by(LIGHT.replace("PATH", repr(str(path))))
 
 
-PURE = ["measurements", "formula", "clock", "level", "records", "compare", "report", "explain"]
+PURE = [
+    *("equation.measurements", "equation.formula", "equation.level", "run.clock"),
+    *("record.records", "record.compare", "record.finished_runs", "curve.patience"),
+    *("show.tables", "show.explain", "cli"),
+]
 
 
-@pytest.mark.parametrize("module", [*PURE, "patience", "finished", "cli"])
+@pytest.mark.parametrize("module", PURE)
 def test_the_pure_modules_import_only_the_standard_library(module):
     """The equation runs wherever Python does."""
     found = imported_by(f"import lightning_lscore.{module}")
     assert found - {"lightning_lscore"} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", ["hardware", "meter", "sampler", "cpu"])
+@pytest.mark.parametrize("module", ["probe", "meter", "sampler", "cpu"])
 def test_the_meters_need_neither_torch_nor_a_vendors_library(module):
     """Reading devices is apart from training on them."""
-    found = imported_by(f"import lightning_lscore.{module}")
+    found = imported_by(f"import lightning_lscore.hardware.{module}")
     assert not (HEAVY | {"pynvml"}) & found
 
 
 def test_the_boundary_check_can_fail():
     """A module that does import torch is found out."""
-    assert "torch" in imported_by("import lightning_lscore.tokens")
+    assert "torch" in imported_by("import lightning_lscore.model.tokens")
 
 
 @pytest.mark.parametrize("name", lightning_lscore.__all__)

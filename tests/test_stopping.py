@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import lr_scheduler
 
 from lightning_lscore import Factor, Formula, LScore
-from lightning_lscore.peaks import measured_peak
+from lightning_lscore.hardware.peaks import measured_peak
 from lightning_lscore.stopping import CostEarlyStopping
 
 RESUME = pytest.mark.filterwarnings(
@@ -91,7 +91,9 @@ class Halt(pl.Callback):
 def one_measured_peak():
     """For all runs here: each would take a third of a second to measure it again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lscore.devices.measured_peak", functools.cache(measured_peak))
+        patch.setattr(
+            "lightning_lscore.hardware.devices.measured_peak", functools.cache(measured_peak)
+        )
         yield
 
 

@@ -1,0 +1,323 @@
+"""When to stop: the rule by which a run is given up, in money instead of validations.
+
+:class:`Patience` is pure and holds plain numbers only; it knows no torch and no Trainer. A callback
+tells it the two parts of ln L at each validation, perplexity and price (:func:`ln_price`), and how
+much of the plan is spent, and obeys the :class:`Verdict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from ..equation.formula import Formula
+from ..equation.measurements import Measurements
+
+NOISE_WINDOW = 20
+"""Second differences of ln T that the noise is estimated from: enough for a steady median, few
+enough to follow a curve whose noise shrinks while the learning rate decays."""
+
+_SIGMA = 0.6745 * math.sqrt(6)
+"""Median of |second difference| of independent normal noise, in its standard deviations: the second
+difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
+
+
+def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) -> float | None:
+    """ln f(D) + ln f(A) + ln f(H), now or once everything that grows has grown ``growth``-fold.
+
+    With growth = planned / spent it is what ``ln_f_at_end`` of :meth:`Patience.update` asks for:
+    the price at the end of the plan, if the run goes on at the speed it had so far.
+
+    Returns:
+        None if a measure that the formula needs is missing, or a factor that is a function has no
+        value so far ahead.
+
+    >>> from lightning_lscore.equation.formula import Factor
+    >>> formula = Formula(D=Factor("tokens", reference=1e9, weight=0.05))
+    >>> round(ln_price(formula, Measurements(tokens=10**9)), 3)
+    0.0
+    >>> round(ln_price(formula, Measurements(tokens=10**9), growth=3), 3)
+    0.069
+    """
+    grown = {name: spent * growth for name, spent in measurements.spent().items()}
+    try:
+        parts = formula.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
+    except (ValueError, ArithmeticError):
+        if growth == 1:
+            raise
+        return None
+    factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
+    return sum(factors) if len(factors) == 3 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a validation did to the patience. Prices and patience in nats (0.01 = 1 % of L)."""
+
+    stop: bool
+    improved: bool
+    """Whether this validation has the lowest L so far."""
+    paid: float
+    """By how much the price ln f has risen since the best L."""
+    waited: float
+    """The same; with a ratio, by how much ln spending has."""
+    patience: float
+    """How much of that is accepted at this noise."""
+    outlook: float | None
+    """By how much the rest of the plan may lower L below its best, at most; None while unknown."""
+    validations: int
+    """How many validations in a row brought no improvement."""
+    noise: float
+    """Standard deviation of ln T from one validation to the next; 0 before three validations."""
+    reason: str
+    """The verdict as a sentence."""
+
+
+class Patience:
+    """Stops when the price has risen by more than the patience, or when the rest cannot pay.
+
+    With ln L = ln T + ln f, the perplexity and its price, and "best" the validation of lowest L,
+    it stops after at least ``validations`` validations without improvement, if either ::
+
+        ln f(now) - ln f(best) >= tolerance + luck            (the patience is over)
+
+        [ln T(then) - ln T(now)] - [ln f(end) - ln f(now)] - [ln L(now) - ln L(best)]
+                                                       + luck < tolerance   (the rest is hopeless)
+
+    where ``end`` is the end of the plan, ``then`` the moment since which as much was spent as the
+    plan has left, spent(then) = 2 · spent(now) - planned, and ::
+
+        luck = certainty · s · (1 + 2/n)
+        s    = median |ln T(i) - 2 ln T(i-1) + ln T(i-2)| / (0.6745 · √6)   over the last n <= 20
+
+    *Patience.* The left side is what was paid since the best, in the currency of L: if T stands
+    still, L is now that much worse. Being a difference of prices and no ratio of spendings it needs
+    no special case for a run that starts from a trained model, where the spending at the best L may
+    be 0, and it means the same for every weight, measure and unit. Where time is free (all
+    weights 0) the price never rises.
+
+    *Outlook.* Losses fall ever slower, so the rest of the plan buys no more than the last stretch
+    of the same length did; that, less what the rest costs and what L has already lost, bounds what
+    can still be won. It is unknown until half of the plan is spent, or without a plan.
+
+    *Tolerance* is the price that one is willing to pay, or the gain that one is willing to leave:
+    half of the 1 % of L within which a run is to end. *Luck* waits out noise: the best L is a lucky
+    reading, about two standard deviations below the curve, and one that fails to beat it may lie as
+    far above; within ``certainty`` = 4 of them "no improvement" proves nothing. s is the scatter of
+    the run's own validations; 1 + 2/n allows for a median of few.
+
+    What it cannot know is the future of the learning rate: decay brings its loss late, and a
+    plateau before it looks like the end. Pass ``armed=False`` as long as a decay is to come.
+
+    *Ratio.* Instead of all this the rule may be a plain one: it stops once ``ratio`` more has been
+    spent than at the best L. On public training runs that gives up too early where the spending
+    at the best L was small, as it is when a run starts from a trained model.
+
+    Args:
+        tolerance: in nats, > 0. 0.005: 0.5 % of L.
+        certainty: how many standard deviations of noise to wait out, >= 0.
+        validations: least number of validations without improvement, >= 1. 2, so that one
+            odd validation decides nothing.
+        ratio: > 0; 0.25: stop when 25 % more has been spent since the best L, whatever it cost.
+            ``tolerance`` and ``certainty`` are then without meaning. None: the rule above.
+
+    Raises:
+        ValueError: for arguments out of these ranges.
+
+    >>> patience = Patience(certainty=0)
+    >>> for ln_T, ln_f in [(3.00, -0.020), (2.95, -0.010), (2.95, -0.006), (2.95, -0.004)]:
+    ...     verdict = patience.update(ln_T=ln_T, ln_f=ln_f)
+    >>> verdict.stop, verdict.validations, round(verdict.waited, 3)
+    (True, 2, 0.006)
+    """
+
+    def __init__(
+        self,
+        tolerance: float = 0.005,
+        *,
+        certainty: float = 4.0,
+        validations: int = 2,
+        ratio: float | None = None,
+    ) -> None:
+        if not 0 < tolerance < math.inf:
+            raise ValueError(f"tolerance: expected nats > 0 (0.005 = 0.5 %), got {tolerance!r}.")
+        if not 0 <= certainty < math.inf:
+            raise ValueError(f"certainty: expected standard deviations >= 0, got {certainty!r}.")
+        if isinstance(validations, bool) or not isinstance(validations, int) or validations < 1:
+            raise ValueError(f"validations: expected a whole number >= 1, got {validations!r}.")
+        if ratio is not None and not 0 < ratio < math.inf:
+            raise ValueError(f"ratio: expected a share > 0 (0.25 = 25 % more), got {ratio!r}.")
+        self.tolerance = float(tolerance)
+        self.certainty = float(certainty)
+        self.validations = validations
+        self.ratio = ratio
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets every validation: what comes now is another run, or under another formula."""
+        self.best_ln_L = math.inf
+        """Lowest ln L so far, infinite before the first finite one."""
+        self._ln_f_at_best: float | None = None
+        self._spent_at_best: float | None = None
+        self._since_best = 0
+        self._recent: list[float] = []  # ln T, newest last
+        self._history: list[list[float]] = []  # [spent, ln T], as far back as "then" can reach
+
+    def update(
+        self,
+        *,
+        ln_T: float,
+        ln_f: float,
+        spent: float | None = None,
+        planned: float | None = None,
+        ln_f_at_end: float | None = None,
+        armed: bool = True,
+    ) -> Verdict:
+        """Takes in one validation.
+
+        Args:
+            ln_T: ln perplexity, the held-out loss in nats a token. NaN and infinity count as
+                no improvement.
+            ln_f: ln of the product of all factors, ln f(D) + ln f(A) + ln f(H).
+            spent: since the start of the run, tokens for instance. This, ``planned`` and
+                ``ln_f_at_end`` are for the outlook; without them only the patience counts. With
+                ``ratio`` it is what that is a ratio of.
+            planned: what will be spent at the end of the plan, in the unit of ``spent``.
+            ln_f_at_end: ln f at the end of the plan, see :func:`ln_price`.
+            armed: whether the run may be stopped now. False while the learning rate is still to
+                decay; what happens meanwhile is remembered all the same.
+
+        Raises:
+            ValueError: if ``ln_f`` is NaN or +infinity (-infinity is the price of having spent
+                nothing under a plain power, c = 0), or ``spent`` is missing for a ``ratio``.
+        """
+        if self.ratio is not None and spent is None:
+            raise ValueError("spent: expected a number, of which to take the ratio, got None.")
+        if math.isnan(ln_f) or ln_f == math.inf:
+            raise ValueError(f"ln_f: expected a number, got {ln_f!r}: a factor went wrong.")
+        ln_L = ln_T + ln_f
+        improved = ln_L < self.best_ln_L
+        if improved:
+            self.best_ln_L = float(ln_L)
+            self._since_best = 0
+        else:
+            self._since_best += 1
+        if improved or self._ln_f_at_best is None:  # nothing finite yet: wait from the first on
+            self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
+        best = self._ln_f_at_best
+        assert best is not None
+        waited = paid = 0.0 if ln_f == best else ln_f - best  # -inf - -inf is NaN
+
+        if math.isfinite(ln_T):
+            self._recent = [*self._recent[-NOISE_WINDOW - 1 :], float(ln_T)]
+        noise, n = self._noise()
+        luck = self.certainty * noise * (1 + 2 / max(n, 1))
+        patience = self.tolerance + luck
+        outlook = None
+        if self.ratio is not None:
+            assert spent is not None
+            waited, patience = _ln_ratio(spent, self._spent_at_best), math.log1p(self.ratio)
+        elif spent is not None and planned is not None and math.isfinite(ln_T):
+            bought = self._bought(float(spent), float(planned), float(ln_T))
+            if bought is not None and ln_f_at_end is not None:
+                outlook = bought - (ln_f_at_end - ln_f) - (ln_L - self.best_ln_L) + luck
+                outlook = None if math.isnan(outlook) else outlook
+
+        enough = self._since_best >= self.validations
+        impatient = enough and waited >= patience
+        hopeless = enough and outlook is not None and outlook < self.tolerance
+        verdict = Verdict(
+            stop=armed and (impatient or hopeless),
+            improved=improved,
+            paid=paid,
+            waited=waited,
+            patience=patience,
+            outlook=outlook,
+            validations=self._since_best,
+            noise=noise,
+            reason="",
+        )
+        what = "price" if self.ratio is None else "spending"
+        return replace(verdict, reason=_reason(verdict, impatient, hopeless, armed, what))
+
+    def _noise(self) -> tuple[float, int]:
+        x = self._recent
+        second = [abs(a - 2 * b + c) for a, b, c in zip(x, x[1:], x[2:], strict=False)]
+        return (median(second) / _SIGMA if second else 0.0), len(second)
+
+    def _bought(self, spent: float, planned: float, ln_T: float) -> float | None:
+        """By how much ln T fell over a stretch as long as the one that is left."""
+        past = [p for p in self._history if p[0] < spent]  # a counter that fell began anew
+        then = 2 * spent - planned
+        while len(past) > 1 and past[1][0] <= then:
+            past.pop(0)
+        self._history = past = [*past, [spent, ln_T]]
+        if not past[0][0] <= then < spent:
+            return None
+        (a, before), (b, after) = past[0], past[1]
+        return before + (after - before) * (then - a) / (b - a) - ln_T
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain numbers, for a checkpoint. The arguments are not part of it."""
+        return {
+            "lscore_patience": 1,
+            "best_ln_L": self.best_ln_L,
+            "ln_f_at_best": self._ln_f_at_best,
+            "spent_at_best": self._spent_at_best,
+            "since_best": self._since_best,
+            "recent": list(self._recent),
+            "history": [list(p) for p in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if ``state`` is not such a dictionary.
+        """
+        if state.get("lscore_patience") != 1:
+            raise ValueError(
+                f"expected the state of a Patience (lscore_patience: 1), got keys {sorted(state)}. "
+                "Was it saved by a newer version?"
+            )
+        self.best_ln_L = float(state["best_ln_L"])
+        at_best = state["ln_f_at_best"]
+        self._ln_f_at_best = None if at_best is None else float(at_best)
+        spent = state.get("spent_at_best")
+        self._spent_at_best = None if spent is None else float(spent)
+        self._since_best = int(state["since_best"])
+        self._recent = [float(x) for x in state["recent"]]
+        self._history = [[float(x) for x in p] for p in state["history"]]
+
+
+def _ln_ratio(now: float, before: float | None) -> float:
+    if now == before or not now or before is None:
+        return 0.0
+    return math.log(now / before) if before else math.inf
+
+
+def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
+    if verdict.improved:
+        return "The lowest L so far."
+    count = verdict.validations
+    text = f"No better L in {count} validation{'s' * (count != 1)}"
+    if hopeless and verdict.outlook is not None:
+        gain = max(0.0, 100 * -math.expm1(-verdict.outlook))
+        text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
+    if impatient or not hopeless:
+        text += (
+            f", while the {what} rose by {_percent(verdict.waited)} of "
+            f"{_percent(verdict.patience)} accepted"
+        )
+    if not (impatient or hopeless):
+        return f"{text}."
+    if not armed:
+        return f"{text}; the learning rate is still changing, so the run goes on."
+    return f"{text}: more spending does not pay."
+
+
+def _percent(nats: float) -> str:
+    return f"{100 * math.expm1(min(nats, 700.0)):.2f} %"

@@ -1,0 +1,162 @@
+"""AMD GPUs, read through the optional package `amdsmi`, which comes with ROCm.
+
+Written from AMD's documentation and the source of amdsmi 7.0.2, with the names that ROCm 6 had for
+the same; tested behind a stand-in with these names, and not run on a device yet.
+
+A GPU is found by its place on the PCI bus, which torch and amdsmi tell alike. A part of one (DPX,
+CPX, …) is not read: what amdsmi says there may be the whole GPU's. Power is `current_socket_power`,
+or `average_socket_power` on GPUs before the MI300. The energy counter is known to stand still under
+some drivers; the meter sees that and takes the power. Memory is the whole device's, other processes
+included. On GPUs of several dies the clock is that of the one amdsmi puts first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .probe import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Query, Session
+
+__all__ = ["AmdProbe"]
+
+_UNSUPPORTED = (
+    "AMDSMI_STATUS_NOT_SUPPORTED", "AMDSMI_STATUS_NOT_YET_IMPLEMENTED", "AMDSMI_STATUS_NO_PERM",
+)  # fmt: skip
+"""Answers that will not change while the process lives: the question is not asked again."""
+
+_LOST = (
+    "AMDSMI_STATUS_NOT_FOUND", "AMDSMI_STATUS_NOT_INIT", "AMDSMI_STATUS_DRIVER_NOT_LOADED",
+    "AMDSMI_STATUS_NO_DRV",
+)  # fmt: skip
+"""Answers that concern the device or the library as a whole, not one measure."""
+
+_PARTS = ("DPX", "TPX", "QPX", "CPX")
+"""Compute partitions that are less than a GPU; SPX is all of it."""
+
+_PART = "a part of an AMD GPU: amdsmi may report it for the whole GPU"
+
+_NEVER = {
+    "throttled": "amdsmi tells it on some GPUs only, and waits for it; it is not asked",
+}
+
+
+class AmdProbe(OpenedProbe):
+    """One AMD GPU.
+
+    Args:
+        device: its identity.
+        address: PCI domain, bus and device.
+    """
+
+    def __init__(self, device: Device, address: tuple[int, int, int]) -> None:
+        super().__init__(device)
+        self._address = address
+
+    def _open(self) -> Session:
+        return _Session(self._address)
+
+
+class _Session(Session):
+    """amdsmi and its handle of one GPU."""
+
+    NAME, PACKAGE = "amdsmi", "amdsmi"
+
+    def __init__(self, address: tuple[int, int, int]) -> None:
+        try:
+            super().__init__(importlib.import_module("amdsmi"), _QUERIES)
+        except Exception as error:  # a missing libamd_smi.so raises anything
+            raise ProbeLost(
+                f"amdsmi cannot be imported: {error!r}; install the one of your ROCm version"
+            ) from error
+        self._unsupported, self._lost = self._codes(_UNSUPPORTED), self._codes(_LOST)
+        self._never = dict(_NEVER)
+        place = "{:04x}:{:02x}:{:02x}.".format(*address)
+        try:
+            self._library.amdsmi_init()
+            handles = [
+                h for h in self._library.amdsmi_get_processor_handles() if self._is_at(h, place)
+            ]
+            partitioned = len(handles) > 1 or any(map(self._is_part, handles))
+        except Exception as error:
+            raise ProbeLost(f"amdsmi cannot open {place}x: {_line(error)}") from error
+        if partitioned:
+            raise ProbeLost(_PART)
+        if not handles:
+            raise ProbeLost(f"amdsmi knows no GPU at {place}x")
+        (self._handle,) = handles
+
+    def close(self) -> None:
+        """amdsmi stays open: it counts no users, and would be shut for torch and others too."""
+
+    def _code(self, error: Exception) -> int | None:
+        known = isinstance(error, self._library.AmdSmiLibraryException)
+        return error.err_code if known else None  # type: ignore[attr-defined]
+
+    def _words(self, error: Exception) -> str:
+        return _line(error)
+
+    def _is_at(self, handle: Any, place: str) -> bool:
+        # The function (the figure after the dot) is left out: torch does not tell it.
+        return str(self._library.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(place)
+
+    def _is_part(self, handle: Any) -> bool:
+        with contextlib.suppress(self._library.AmdSmiException):  # a GPU that knows no partitions
+            return self._library.amdsmi_get_gpu_compute_partition(handle) in _PARTS
+        return False
+
+    def _codes(self, names: Iterable[str]) -> frozenset[int]:
+        constants = getattr(self._library, "amdsmi_wrapper", None)
+        return frozenset(getattr(constants, name) for name in names if hasattr(constants, name))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())  # amdsmi's are of two lines
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number: amdsmi says "N/A" for what a GPU does not have."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _busy(smi: Any, handle: Any) -> float | None:
+    percent = _number(smi.amdsmi_get_gpu_activity(handle)["gfx_activity"])
+    return percent / 100 if 0 <= percent <= 100 else None
+
+
+def _power_watts(smi: Any, handle: Any) -> float | None:
+    info = smi.amdsmi_get_power_info(handle)
+    for key in ("current_socket_power", "average_socket_power"):
+        watts = _number(info.get(key))
+        if 0 < watts < 0xFFFF:  # 0xFFFF: "N/A" that amdsmi did not translate
+            return watts
+    return None
+
+
+def _energy_joules(smi: Any, handle: Any) -> float | None:
+    info = smi.amdsmi_get_energy_count(handle)
+    ticks = _number(info["energy_accumulator"] if "energy_accumulator" in info else info["power"])
+    joules = ticks * _number(info["counter_resolution"]) / 1e6  # a tick is so many microjoules
+    return joules if 0 <= joules < math.inf else None
+
+
+def _memory_used_bytes(smi: Any, handle: Any) -> int | None:
+    used = int(smi.amdsmi_get_gpu_memory_usage(handle, smi.AmdSmiMemoryType.VRAM))
+    return used if 0 <= used < 2**50 else None  # no GPU holds a PiB
+
+
+def _sm_clock_mhz(smi: Any, handle: Any) -> float | None:
+    info = smi.amdsmi_get_clock_info(handle, smi.AmdSmiClkType.GFX)
+    mhz = _number(info["clk"] if "clk" in info else info["cur_clk"])
+    return mhz if 0 < mhz < PLAUSIBLE_MHZ else None
+
+
+_QUERIES: Mapping[str, Query] = {
+    "busy": _busy,
+    "power_watts": _power_watts,
+    "energy_joules": _energy_joules,
+    "memory_used_bytes": _memory_used_bytes,
+    "sm_clock_mhz": _sm_clock_mhz,
+}

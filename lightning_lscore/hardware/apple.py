@@ -1,0 +1,71 @@
+"""The GPU of Apple's chips: memory by torch, energy by the optional package zeus-apple-silicon.
+
+Written from the documentation of zeus-apple-silicon 1.1, tested behind a stand-in with its names,
+and not run on a device yet. The energy is that of the GPU, its caches and the memory, which the CPU
+shares; macOS computes it from load and clocks, and Apple calls it an estimate. How busy the GPU is
+stands in no public interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .probe import Device, Reading
+
+__all__ = ["AppleProbe"]
+
+_NOT_TOLD = "no public interface of macOS tells it"
+_PARTS = ("gpu_mj", "gpu_sram_mj", "dram_mj")
+
+
+class AppleProbe:
+    """One Apple GPU, as torch's device ``mps``."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._monitor: Any = None
+        self._reasons = {
+            "busy": _NOT_TOLD,
+            "sm_clock_mhz": _NOT_TOLD,
+            "throttled": _NOT_TOLD,
+            "power_watts": "the chip counts its energy; mean power follows from that",
+        }
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        return self._reasons
+
+    def read(self) -> Reading:
+        """Each measure on its own: without the package there is still the memory."""
+        values: dict[str, Any] = {}
+        for measure, ask in (("energy_joules", self._joules), ("memory_used_bytes", _memory)):
+            try:
+                values[measure] = ask()
+            except Exception as error:  # of a compiled extension, or of a torch without MPS
+                self._reasons[measure] = str(error) or repr(error)
+            else:
+                self._reasons.pop(measure, None)
+        return Reading(**values)
+
+    def close(self) -> None:
+        self._monitor = None
+
+    def _joules(self) -> float:
+        if self._monitor is None:
+            try:
+                package = importlib.import_module("zeus_apple_silicon")
+            except ImportError as error:
+                raise RuntimeError(f"{error}; install zeus-apple-silicon") from error
+            self._monitor = package.AppleEnergyMonitor()
+        energy = self._monitor.get_cumulative_energy()
+        if energy.gpu_mj is None:
+            raise RuntimeError("zeus-apple-silicon knows no energy of this chip's GPU")
+        return sum(getattr(energy, part) or 0 for part in _PARTS) / 1e3
+
+
+def _memory() -> int:
+    return torch.mps.driver_allocated_memory()  # of this process; a sum that torch keeps

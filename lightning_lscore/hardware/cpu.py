@@ -1,0 +1,165 @@
+"""The host's CPU as a device: what this process makes of it.
+
+Busy is the process's own CPU time over the threads it may use, so that other programs on the host
+do not count. Energy is that of the processor packages (RAPL), the whole host's, where the system
+lets us read it. Worker processes of a data loader are processes of their own and are not included.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .probe import Device, Reading
+
+__all__ = ["CpuProbe"]
+
+
+class CpuProbe:
+    """Reads this process's share of the host's CPU.
+
+    Args:
+        threads: how many threads count as the whole device, at least 1; None: the logical CPUs
+            this process may run on. Ranks that share a host must all give the host's total, since
+            their busy seconds add up.
+        root: where `proc` and `sys` are; for tests.
+        now: monotonic seconds.
+        process_time: CPU seconds of this process, all its threads, user and system.
+    """
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        root: Path | str = "/",
+        now: Callable[[], float] = time.monotonic,
+        process_time: Callable[[], float] = time.process_time,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads!r}; None takes them all")
+        self._root = Path(root)
+        self._threads = threads or _usable_threads()
+        self._now = now
+        self._process_time = process_time
+        self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
+        self._zones: list[_Zone] | None = None
+        self._reasons = {
+            "power_watts": "a CPU counts its energy at most; mean power follows from that",
+            "sm_clock_mhz": "only GPUs are asked for their clock",
+            "throttled": "only GPUs are asked whether they are throttled",
+        }
+        self.device = Device(key=_key(self._root), name=_model_name(self._root), kind="cpu")
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        return self._reasons
+
+    def read(self) -> Reading:
+        return Reading(
+            busy=self._busy(),
+            energy_joules=self._energy_joules(),
+            memory_used_bytes=self._memory_bytes(),
+        )
+
+    def close(self) -> None:
+        """Nothing is held open; the RAPL totals go on, so that they never run backwards."""
+        self._last = None
+
+    def _busy(self) -> float | None:
+        t, cpu = self._now(), self._process_time()
+        last, self._last = self._last, (t, cpu)
+        if last is None or t <= last[0]:
+            self._reasons["busy"] = "a share of the time since the last reading, and there is none"
+            return None
+        self._reasons.pop("busy", None)
+        return min(1.0, max(0.0, (cpu - last[1]) / (self._threads * (t - last[0]))))
+
+    def _energy_joules(self) -> float | None:
+        try:
+            if self._zones is None:
+                self._zones = _packages(self._root)
+            joules = sum(zone.joules() for zone in self._zones)
+        except PermissionError:
+            self._reasons["energy_joules"] = (
+                "RAPL counters are readable by root only; an administrator can allow it: "
+                "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+            )
+        except (OSError, ValueError) as error:
+            self._reasons["energy_joules"] = f"RAPL cannot be read: {error}"
+        else:
+            if self._zones:
+                self._reasons.pop("energy_joules", None)
+                return joules
+            self._reasons["energy_joules"] = (
+                "the system shows no RAPL counter (a virtual machine, or not Linux on x86)"
+            )
+        return None
+
+    def _memory_bytes(self) -> int | None:
+        try:
+            pages = int((self._root / "proc/self/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError, AttributeError):
+            return self._memory_peak_bytes()
+
+    def _memory_peak_bytes(self) -> int | None:
+        try:
+            import resource
+        except ImportError:
+            self._reasons["memory_used_bytes"] = "the system has neither /proc nor getrusage"
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Zone:
+    """One processor package's RAPL counter, unwrapped: it starts over at its maximum range."""
+
+    def __init__(self, folder: Path) -> None:
+        self._counter = folder / "energy_uj"
+        self._range = int((folder / "max_energy_range_uj").read_text())
+        self._last = int(self._counter.read_text())
+        self._total = 0
+
+    def joules(self) -> float:
+        """Since this object was made. More than one turn between two readings goes unseen."""
+        microjoules = int(self._counter.read_text())
+        gained = microjoules - self._last
+        self._total += gained if gained >= 0 else gained + self._range
+        self._last = microjoules
+        return self._total / 1e6
+
+
+def _packages(root: Path) -> list[_Zone]:
+    """The packages; their parts (intel-rapl:0:1) and the platform zone (psys) would count twice."""
+    folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's too
+    return [_Zone(f) for f in folders if (f / "name").read_text().startswith("package")]
+
+
+def _usable_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _key(root: Path) -> str:
+    try:
+        boot = (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = f"{uuid.getnode():012x}"
+    return f"cpu:{platform.node()}:{boot}"
+
+
+def _model_name(root: Path) -> str:
+    try:
+        text = (root / "proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine() or "CPU"

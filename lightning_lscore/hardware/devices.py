@@ -1,0 +1,148 @@
+"""The devices of a run: which ones, each once over all ranks, and how fast they could be."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .apple import AppleProbe
+from .cpu import CpuProbe
+from .nvml import cuda_probe
+from .peaks import measured_peak, peak_flops
+from .probe import Device, Probe, SilentProbe
+from .sampler import Sampler
+
+Gather = Callable[[Any], list[Any]]
+"""Gives every rank the objects of all ranks, in the order of the ranks."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a run computes on, over all of its ranks."""
+
+    described: tuple[dict[str, Any], ...]
+    """Key, name, kind, peak and its source of each, for the record."""
+    sampler: Sampler
+    """Reads those of this process."""
+    read_by: tuple[tuple[str, ...], ...]
+    """For each rank, the keys of the devices that its sampler reads."""
+
+    @property
+    def count(self) -> int:
+        """How many; one that several ranks share counts once."""
+        return len(self.described)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense peak of all together, in FLOP/s; None if that of one is unknown."""
+        peaks = [d["peak_flops"] for d in self.described]
+        return None if None in peaks else sum(peaks)
+
+
+def find_devices(
+    module: nn.Module,
+    root: torch.device,
+    precision: str,
+    *,
+    rank: int,
+    gather: Gather,
+    interval: float,
+) -> Devices:
+    """Identifies the devices of this process and of all others. Collective.
+
+    Args:
+        module: its parameters may lie on several devices.
+        root: the device of this process by the strategy.
+        precision: the Trainer's, e.g. ``"bf16-mixed"``.
+        rank: this process's place in what ``gather`` gives.
+        gather: asked twice, and never again after this.
+        interval: seconds between readings.
+    """
+    dtype = compute_dtype(precision, module, root)
+    places = {p.device for p in module.parameters() if p.device.type == root.type}
+    # By key, since "cuda" and "cuda:0" are one.
+    by_key = {p.device.key: p for p in map(probe_of, sorted({root, *places}, key=str))}
+    keys, probes = list(by_key), list(by_key.values())
+
+    ranks = gather((keys, torch.get_num_threads()))
+    owner = {key: r for r, (theirs, _) in reversed([*enumerate(ranks)]) for key in theirs}
+    owned = [probe for probe in probes if owner[probe.device.key] == rank]
+    threads = sum(n for theirs, n in ranks if keys[0] in theirs)
+    if root.type == "cpu":  # the ranks of one host share its CPU: together they use these threads
+        probes = [CpuProbe(threads)]
+    # A GPU is read by its owner alone; CPU time is each process's own.
+    read = probes if root.type == "cpu" else owned
+
+    mine = [
+        {**asdict(p.device), "dtype": dtype, **_peak(p.device, root, dtype, threads)} for p in owned
+    ]
+    told = gather((mine, tuple(p.device.key for p in read)))
+    described = tuple(device for theirs, _ in told for device in theirs)
+    names = {probe.device.key for probe in owned}
+    sampler = Sampler(read, interval=interval, owned=names)
+    return Devices(described, sampler, tuple(read for _, read in told))
+
+
+def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
+    """The number format of the run's matrix products, as ``peaks`` names it."""
+    precision = str(precision)
+    if precision.startswith("transformer-engine"):
+        return "float8"
+    for mark, dtype in (("bf16", "bfloat16"), ("16", "float16"), ("64", "float64")):
+        if precision.startswith(mark):
+            return dtype
+    sizes = Counter[torch.dtype]()
+    for parameter in module.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    dtype = str(max(sizes, key=lambda d: sizes[d], default=torch.float32)).removeprefix("torch.")
+    tf32 = root.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == "float32" and tf32 else dtype
+
+
+def probe_of(place: torch.device) -> Probe:
+    if place.type == "cuda":
+        return cuda_probe(place.index or 0)
+    cpu = CpuProbe()
+    if place.type == "cpu":
+        return cpu
+    key = cpu.device.key.replace("cpu:", f"{place}:", 1)
+    if place.type == "mps":
+        return AppleProbe(Device(key=key, name=_apple_name(), kind="mps"))
+    name = str(place)
+    if place.type == "xla":
+        name, ordinal = _tpu()
+        key = f"{key}:{ordinal}"  # each process calls its own core xla:0
+    device = Device(key=key, name=name, kind=place.type)
+    return SilentProbe(device, f"no probe reads {place.type} devices")
+
+
+def _tpu() -> tuple[str, int]:
+    """The accelerator type, by which Lightning too knows a TPU, and the number among all cores."""
+    try:
+        tpu = importlib.import_module("torch_xla._internal.tpu")
+        ordinal = importlib.import_module("torch_xla.runtime").global_ordinal()
+        return str(tpu.get_tpu_env()["ACCELERATOR_TYPE"]).split("-")[0], int(ordinal)
+    except Exception:  # no TPU, or no answer from the server that knows its type
+        return "xla", 0
+
+
+def _apple_name() -> str:
+    """Such as "Apple M1 Max 32-core GPU": one name of a chip may mean GPUs of several sizes."""
+    try:
+        mps = torch.backends.mps
+        return f"{mps.get_name()} {mps.get_core_count()}-core GPU"
+    except (AttributeError, RuntimeError):  # newer than the oldest torch
+        return "Apple GPU"
+
+
+def _peak(device: Device, root: torch.device, dtype: str, threads: int) -> dict[str, Any]:
+    peak = peak_flops(device.name, dtype) or measured_peak(root, dtype, threads=threads)
+    if peak is None:
+        return {"peak_flops": None, "peak_source": f"unavailable: no {dtype} product ran here"}
+    return {"peak_flops": peak.flops, "peak_source": peak.source}

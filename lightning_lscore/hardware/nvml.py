@@ -1,0 +1,233 @@
+"""NVIDIA GPUs, read through NVML.
+
+`cuda_probe` knows a device by the UUID that CUDA gives it, never by an index: NVML's order is not
+CUDA's. NVML itself is opened by the first `NvmlProbe.read`, in the thread that samples; what it
+cannot say is None with a reason, so a machine without a usable NVML still counts its devices' time.
+
+Power is `nvmlDeviceGetPowerUsage`, which every driver has: a mean over the last second on Ampere
+and newer (at the moment of the reading on GA100 and older), which is what a sampler that reads once
+a second wants to integrate. The energy counter is better, and is preferred where it is sound.
+Memory is the whole device's, other processes included, without what the driver reserves. The clock
+of a MIG slice is its board's, which all slices share; NVML may refuse to say it to a slice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .amd import AmdProbe
+from .probe import (
+    PLAUSIBLE_MHZ,
+    Device,
+    OpenedProbe,
+    Probe,
+    ProbeLost,
+    Query,
+    Session,
+    SilentProbe,
+)
+
+__all__ = ["NvmlProbe", "cuda_probe", "driver_versions"]
+
+_UNSUPPORTED = (
+    "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_NO_PERMISSION", "NVML_ERROR_FUNCTION_NOT_FOUND",
+    "NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", "NVML_ERROR_DEPRECATED",
+)  # fmt: skip
+"""Answers that will not change while the process lives: the question is not asked again."""
+
+_LOST = (
+    "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_GPU_NOT_FOUND", "NVML_ERROR_NOT_FOUND",
+    "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED", "NVML_ERROR_DRIVER_NOT_LOADED",
+    "NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_LIB_RM_VERSION_MISMATCH",
+)  # fmt: skip
+"""Answers that concern the device or NVML as a whole, not one measure."""
+
+_HELD_DOWN = {
+    "SwPowerCap": "power",
+    "HwPowerBrakeSlowdown": "power",
+    "SwThermalSlowdown": "heat",
+    "HwThermalSlowdown": "heat",
+    "HwSlowdown": "fault",  # set beside either of the Hw... above, or alone
+}
+"""Reasons for a low clock that are throttling; idleness and clocks set by someone are not."""
+
+_MIG = "a MIG slice: NVML reports it for the whole board only, which is not this process's alone"
+
+
+class NvmlProbe(OpenedProbe):
+    """One NVIDIA GPU or MIG slice; `device.key` is its UUID with NVML's prefix.
+
+    One process only: NVML does not survive a fork.
+    """
+
+    def _open(self) -> Session:
+        return _Session(self.device.key)
+
+
+class _Session(Session):
+    """NVML held open for one device: from `nvmlInit` to the matching `nvmlShutdown`."""
+
+    NAME, PACKAGE, FORKED = "NVML", "nvidia-ml-py", " and does not survive a fork"
+
+    def __init__(self, uuid: str) -> None:
+        try:
+            super().__init__(importlib.import_module("pynvml"), _QUERIES)
+        except Exception as error:
+            raise ProbeLost(f"nvidia-ml-py cannot be imported: {error!r}; reinstall it") from error
+        self._unsupported = self._codes(_UNSUPPORTED)
+        self._lost = self._codes(_LOST)
+        self._open = False
+        try:
+            self._library.nvmlInit()
+            self._open = True
+            self._handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
+            # What its name tells is not asked: an error there would charge the slice for its board.
+            if uuid.startswith("MIG-") or self._is_slice():
+                self._never = dict.fromkeys(("busy", "power_watts", "energy_joules"), _MIG)
+        except Exception as error:  # an NVMLError, or ctypes' own when the library is damaged
+            self.close()
+            raise ProbeLost(f"NVML cannot open {uuid}: {error}") from error
+
+    def close(self) -> None:
+        # In a forked child NVML was never initialised by us, so there is nothing to give back.
+        if self._open and os.getpid() == self._pid:
+            with contextlib.suppress(Exception):  # the driver may be gone
+                self._library.nvmlShutdown()
+
+    def _code(self, error: Exception) -> int | None:
+        return error.value if isinstance(error, self._library.NVMLError) else None
+
+    def _is_slice(self) -> bool:
+        """True for a MIG slice, and for a board in MIG mode, of which we can have a slice only."""
+        with contextlib.suppress(self._library.NVMLError):  # a driver from before MIG
+            if _number(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
+                return True
+        try:
+            current, _ = self._library.nvmlDeviceGetMigMode(self._handle)
+        except self._library.NVMLError:
+            return False
+        return bool(current == self._library.NVML_DEVICE_MIG_ENABLE)
+
+    def _codes(self, names: tuple[str, ...]) -> frozenset[int]:
+        return frozenset(
+            getattr(self._library, name) for name in names if hasattr(self._library, name)
+        )
+
+
+def cuda_probe(device_index: int) -> Probe:
+    """The probe of `torch.device("cuda", device_index)` of this process, AMD's under ROCm.
+
+    Never fails for want of NVML or amdsmi: the device's identity and time count all the same. Asks
+    CUDA for properties that it already holds, so nothing is allocated and nothing synchronised.
+    """
+    import torch
+
+    properties = torch.cuda.get_device_properties(device_index)
+    name, uuid = str(properties.name), _bare(getattr(properties, "uuid", ""))
+    if torch.version.hip is not None or not uuid:
+        address = _address(properties)
+        # Both, since AMD GPUs without a serial number share a UUID, and parts of one an address.
+        marks = [*filter(None, [uuid]), *map(str, address or ())] or [str(device_index)]
+        device = Device(key=":".join(["cuda", platform.node(), *marks]), name=name, kind="cuda")
+        if torch.version.hip is None:
+            return SilentProbe(device, "this torch does not tell a device's UUID; use torch>=2.4")
+        if address is None:
+            return SilentProbe(device, "this torch does not tell where an AMD GPU is plugged in")
+        return AmdProbe(device, address)
+    prefix = "MIG" if " MIG " in name else "GPU"
+    return NvmlProbe(Device(key=f"{prefix}-{uuid}", name=name, kind="cuda"))
+
+
+def driver_versions() -> str:
+    """Of NVIDIA's driver and of NVML, in words; why not, where there is none."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception as error:  # also of the import, and ctypes' own
+        return f"no NVIDIA driver answers: {error}"
+    try:
+        driver, library = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetNVMLVersion()
+    except Exception as error:
+        return f"the NVIDIA driver does not tell its version: {error}"
+    finally:
+        with contextlib.suppress(Exception):
+            nvml.nvmlShutdown()
+    return f"NVIDIA driver {driver}, NVML {library}"
+
+
+def _address(properties: Any) -> tuple[int, int, int] | None:
+    """Where the device is plugged in: unlike its index, the same for processes that see others.
+
+    PCI domain, bus and device.
+    """
+    try:
+        return properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id
+    except AttributeError:
+        return None
+
+
+def _bare(uuid: object) -> str:
+    """The UUID in lower case without NVML's prefix, which torch gives in some versions only."""
+    return re.sub(r"^(GPU|MIG)-", "", str(uuid).strip(), flags=re.IGNORECASE).lower()
+
+
+def _number(value: Any) -> int:
+    # nvidia-ml-py returns some results as ctypes objects, and which ones differs between versions.
+    return int(getattr(value, "value", value))
+
+
+def _busy(nvml: Any, handle: Any) -> float | None:
+    percent = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+    return percent / 100 if 0 <= percent <= 100 else None
+
+
+def _power_watts(nvml: Any, handle: Any) -> float | None:
+    milliwatts = nvml.nvmlDeviceGetPowerUsage(handle)
+    return milliwatts / 1e3 if milliwatts > 0 else None  # a device that answers draws something
+
+
+def _energy_joules(nvml: Any, handle: Any) -> float | None:
+    return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+
+
+def _memory_used_bytes(nvml: Any, handle: Any) -> int | None:
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # a driver older than R510
+    # The peak would keep a single wrong value for ever.
+    return int(memory.used) if 0 <= memory.used <= memory.total else None
+
+
+def _sm_clock_mhz(nvml: Any, handle: Any) -> float | None:
+    mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+    return float(mhz) if 0 < mhz < PLAUSIBLE_MHZ else None
+
+
+def _throttled(nvml: Any, handle: Any) -> frozenset[str]:
+    # R535 renamed the function, and nvidia-ml-py its constants: both may know one name only.
+    try:
+        reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+    except (AttributeError, nvml.NVMLError_FunctionNotFound):
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    prefix = "nvmlClocksEventReason"
+    if not hasattr(nvml, f"{prefix}SwPowerCap"):
+        prefix = "nvmlClocksThrottleReason"
+    causes = {cause for name, cause in _HELD_DOWN.items() if reasons & getattr(nvml, prefix + name)}
+    return frozenset(causes - {"fault"} or causes)
+
+
+_QUERIES: Mapping[str, Query] = {
+    "busy": _busy,
+    "power_watts": _power_watts,
+    "energy_joules": _energy_joules,
+    "memory_used_bytes": _memory_used_bytes,
+    "sm_clock_mhz": _sm_clock_mhz,
+    "throttled": _throttled,
+}

@@ -1,0 +1,225 @@
+"""The thread that reads all devices of this process once an interval.
+
+`Sampler.pause()` and `Sampler.resume()` mark the edges of training at once, and wake the thread to
+take a reading there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from .meter import Meter, Totals
+from .probe import Device, Probe
+
+__all__ = ["Sampler"]
+
+GAP_INTERVALS = 4.0
+"""Readings further apart than this many intervals do not cover what lies between them."""
+
+RETRY_SECONDS = 30.0
+"""How long a lost device is left alone before it is asked again."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    """One probe with its meter, and when to ask it again after a loss."""
+
+    probe: Probe
+    meter: Meter
+    lost: str | None = None
+    retry_at: float | None = None
+
+
+class Sampler:
+    """One daemon thread a process, which reads all of its probes once an interval of training.
+
+    The training thread never waits for a device: `resume` and `pause` only mark a time and wake
+    the thread. Nothing but plain state exists before `start`, so a sampler that was not started
+    pickles. In a forked child every call but `start` is a no-op: the parent goes on counting.
+
+    Args:
+        probes: one for each device of this process.
+        interval: seconds between readings.
+        owned: keys of the devices whose time this process counts; None: all (see `Meter`'s owner).
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        probes: Iterable[Probe],
+        *,
+        interval: float = 1.0,
+        owned: Collection[str] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not interval > 0:
+            raise ValueError(f"interval must be a positive number of seconds, got {interval!r}")
+        self._probes = tuple(probes)
+        self._interval = interval
+        self._owned = owned
+        self._now = now
+        self._messages: list[str] = []
+        self._thread: threading.Thread | None = None
+        self._wake: threading.Condition | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._training = False
+        self._wanted = self._served = 0  # boundary readings asked for, and taken
+        self._channels = [_Channel(probe, self._meter(probe)) for probe in self._probes]
+
+    def _meter(self, probe: Probe) -> Meter:
+        owner = self._owned is None or probe.device.key in self._owned
+        return Meter(max_gap=GAP_INTERVALS * self._interval, owner=owner)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Of the probes, in their order."""
+        return tuple(probe.device for probe in self._probes)
+
+    def start(self) -> None:
+        """Start the thread, which reads nothing before `resume`. Again: no effect.
+
+        After `stop` the totals go on; in a forked or spawned process they begin at zero.
+        """
+        if not self._is_mine():
+            self._begin()
+            self._thread = self._wake = None  # the parent's
+        if self._thread is not None:
+            return
+        self._wake = self._wake or threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="lscore-sampler", daemon=True)
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def resume(self) -> None:
+        """Training goes on from this moment. Without a running thread: no effect."""
+        self._mark(training=True)
+
+    def pause(self) -> None:
+        """Training stops at this moment: a validation begins, or the fit ends."""
+        self._mark(training=False)
+
+    def totals(self, timeout: float = 0.5) -> Totals:
+        """Sum over this process's devices, including the reading at the last boundary.
+
+        Waits at most `timeout` seconds for that reading. Without it the totals reach to the
+        reading before; it is made up for later, and until then the coverage shows it missing.
+        """
+        return sum(self.by_device(timeout).values(), Totals())
+
+    def by_device(self, timeout: float = 0.5) -> dict[str, Totals]:
+        """`totals` of each device, by its key."""
+        if self._wake is None or not self._is_mine():
+            return {}
+        with self._wake:
+            self._wake.wait_for(lambda: self._served == self._wanted or not self._alive(), timeout)
+            t = self._now()
+            return {c.probe.device.key: c.meter.totals(t) for c in self._channels}
+
+    def reasons(self) -> dict[str, dict[str, str]]:
+        """Why measures are missing or estimated: by device key, then by field of `Reading`."""
+        return {
+            c.probe.device.key: {
+                **c.meter.reasons,
+                **c.probe.reasons,
+                **({} if c.lost is None else {"device": c.lost}),
+            }
+            for c in self._channels
+        }
+
+    def messages(self) -> list[str]:
+        """Warnings that arose in the thread since the last call, for the caller to issue.
+
+        The thread does not warn by itself: where warnings are errors that would end it.
+        """
+        taken = list(self._messages)
+        del self._messages[: len(taken)]
+        return taken
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """End training time and the thread; waits at most `timeout` seconds. Again: no effect."""
+        if self._thread is None or self._wake is None or not self._is_mine():
+            return
+        self.pause()
+        with self._wake:
+            thread, self._thread = self._thread, None
+            self._wake.notify_all()
+        thread.join(timeout)  # one that a vendor's call holds longer ends by itself when it returns
+        atexit.unregister(self.stop)
+
+    def _is_mine(self) -> bool:
+        # After a fork the child has the object but not its thread, and maybe a lock held for ever.
+        return self._pid == os.getpid()
+
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _mark(self, *, training: bool) -> None:
+        if self._thread is None or self._wake is None or not self._is_mine():
+            return
+        with self._wake:
+            if training == self._training:
+                return
+            t = self._now()
+            for channel in self._channels:
+                (channel.meter.resume if training else channel.meter.pause)(t)
+            self._training = training
+            self._wanted += 1
+            self._wake.notify_all()
+
+    def _run(self) -> None:
+        me, wake = threading.current_thread(), self._wake
+        assert wake is not None
+
+        def called() -> bool:
+            return self._served < self._wanted or self._thread is not me
+
+        while True:
+            with wake:
+                wake.wait_for(called, self._interval if self._training else None)
+                wanted = self._wanted
+                if self._thread is not me and self._served == wanted:
+                    break
+            self._sample(wake)
+            with wake:
+                self._served = wanted
+                wake.notify_all()
+        for probe in self._probes:
+            with contextlib.suppress(Exception):
+                probe.close()
+
+    def _sample(self, wake: threading.Condition) -> None:
+        """Read every device. The lock is held for the arithmetic, never for a vendor's call."""
+        for channel in self._channels:
+            if channel.retry_at is not None and self._now() < channel.retry_at:
+                continue
+            try:
+                reading = channel.probe.read()
+            except Exception as error:  # a thread that dies would lose the other devices as well
+                with wake:
+                    self._lose(channel, error)
+                with contextlib.suppress(Exception):
+                    channel.probe.close()
+                continue
+            with wake:
+                channel.lost = channel.retry_at = None
+                channel.meter.add(reading, self._now())
+
+    def _lose(self, channel: _Channel, error: Exception) -> None:
+        name, seen = channel.probe.device.name, channel.lost
+        channel.lost = str(error) or repr(error)
+        channel.retry_at = self._now() + RETRY_SECONDS
+        channel.meter.interrupt()
+        if seen is None:  # the retries that fail are no news
+            self._messages.append(
+                f"{name} no longer answers: {channel.lost}. Training goes on; the coverage of its "
+                f"measurements shows the gap, and it is asked again every {RETRY_SECONDS:.0f} s."
+            )

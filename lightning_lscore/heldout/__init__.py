@@ -1,0 +1,1 @@
+"""T: logits and labels out of a module, and their NLL. Read ``nll``, then ``capture``."""

@@ -1,0 +1,129 @@
+"""Perplexity as a metric: sums of :mod:`~lightning_lscore.heldout.nll` over batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from .nll import given_rows, measure_rows, outside
+
+__all__ = ["Perplexity"]
+
+
+class Perplexity(Metric):
+    """Perplexity exp(sum nll / tokens) of aligned logits and targets, over all batches and ranks.
+
+    A drop-in for ``torchmetrics.text.Perplexity`` that sums in float64 and counts in int64 (both
+    stay so when the module is cast), takes any floating point logits at full accuracy, and ignores
+    -100 unless told otherwise.
+
+    Args:
+        ignore_index: target that does not count; None counts every target.
+        compile: see :func:`row_nll`.
+        kwargs: those of ``torchmetrics.Metric``.
+
+    Attributes:
+        nll_sum: sum of the negative log-likelihoods; float64 scalar, nats.
+        count: counted targets; int64 scalar.
+        invalid: targets outside the vocabulary, found on a GPU; int64 scalar.
+
+    Example:
+        >>> import torch
+        >>> metric = Perplexity()
+        >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, -100, -100]]))
+        >>> metric.compute(), metric.nll()
+        (tensor(8.0000, dtype=torch.float64), tensor(2.0794, dtype=torch.float64))
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 1.0
+    nll_sum: Tensor
+    count: Tensor
+    invalid: Tensor
+
+    def __init__(
+        self, ignore_index: int | None = -100, *, compile: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if ignore_index is not None and not isinstance(ignore_index, int):
+            raise ValueError(f"Expected `ignore_index` to be an int or None, got {ignore_index!r}.")
+        self.ignore_index = ignore_index
+        self.compiled = compile
+        for name, dtype in (
+            ("nll_sum", torch.float64),
+            ("count", torch.int64),
+            ("invalid", torch.int64),
+        ):
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            preds: logits [B, T, V], a DTensor as in :func:`row_nll`. Where there are none to give,
+                their NLL in nats: [B, T], or a scalar, the mean over the targets that count.
+            target: [B, T], already moved by one if need be.
+
+        Raises:
+            TypeError, ValueError: as :func:`row_nll`, and for other shapes.
+        """
+        if preds.is_floating_point() and preds.shape in (torch.Size(), target.shape):
+            nll, counted, wrong = given_rows(preds, target, self.ignore_index)
+        elif preds.ndim == 3:
+            nll, counted, wrong = measure_rows(preds, target, self.ignore_index, self.compiled)
+        else:
+            raise ValueError(
+                "Expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
+                f" {list(preds.shape)}. Give a single sequence as preds[None], target[None]."
+            )
+        # Not in place: a state made under inference_mode could not be changed after it.
+        self.nll_sum = self.nll_sum + nll.sum().to(self.nll_sum.device)
+        self.count = self.count + counted.sum().to(self.count.device)
+        self.invalid = self.invalid + wrong.sum().to(self.invalid.device)
+
+    def compute(self) -> Tensor:
+        """Perplexity, a float64 scalar: NaN if nothing was counted, inf if it exceeds float64.
+
+        Raises:
+            ValueError: an update on a GPU had targets outside the vocabulary.
+        """
+        return torch.exp(self._mean())
+
+    def nll(self) -> Tensor:
+        """Mean negative log-likelihood, nats per token, over all ranks; call it on every rank.
+
+        A float64 scalar, finite also where the perplexity overflows.
+        """
+        own = not self._is_synced
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=own and self._to_sync, should_unsync=own
+        ):
+            return self._mean()
+
+    def _mean(self) -> Tensor:
+        if int(self.invalid):
+            found = f"{int(self.invalid)} others"
+            raise outside("the size of the vocabulary", self.ignore_index, found)
+        return self.nll_sum / self.count
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the computed value, or those given, with matplotlib; returns figure and axes."""
+        return self._plot(val, ax)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Move the states as ``fn`` does, but keep their dtypes: half a model is no half count."""
+
+        def move(state: Tensor) -> Tensor:
+            device = fn(torch.empty(0, device=state.device)).device
+            if device.type == "mps":  # has no float64
+                return state.cpu()
+            moved = fn(state)
+            return moved if moved.dtype == state.dtype else state.to(device)
+
+        return super()._apply(move, exclude_state)

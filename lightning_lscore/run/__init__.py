@@ -1,0 +1,1 @@
+"""One run over time: clock, spending, exchange, checkpoint state. Read ``run`` first."""

@@ -1,0 +1,137 @@
+"""One process's part of a fit: its clock, the tokens it trained on, the devices it occupied."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..hardware.devices import Devices
+from ..model.flops import FlopsModel
+from ..model.tokens import TokenCounter
+from .clock import Clock
+from .spending import Spending
+
+
+class Session:
+    """Counts while training goes on, stands still while it does not.
+
+    Args:
+        devices: of the whole run; their sampler reads those of this process.
+        before: what all ranks had spent when the session began.
+        ranks: how many processes train together, each on batches of its own.
+        counts: False on a process whose batches another one has as well, and counts: a peer of
+            tensor parallelism.
+        batches_per_epoch: of one rank; infinite if the training set has no length.
+        flops: what the model needs for a token; may be replaced, and counts for all tokens then.
+        count_tokens, loaders: see :class:`TokenCounter`.
+        price_per_device_hour: what one device costs; None: not known.
+        carbon_intensity: g CO2-equivalent per kWh; None: not known.
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        devices: Devices,
+        *,
+        before: Spending,
+        ranks: int,
+        counts: bool = True,
+        batches_per_epoch: float = math.inf,
+        flops: FlopsModel,
+        count_tokens: Callable[[Any], int] | None = None,
+        loaders: Any = None,
+        price_per_device_hour: float | None = None,
+        carbon_intensity: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.devices = devices
+        self.tokens = TokenCounter(count_tokens, loaders)
+        self.flops = flops
+        self._before = before
+        self._ranks = ranks
+        self._counts = counts
+        self._batches_per_epoch = max(1, batches_per_epoch)
+        self._settled = before  # by all ranks, when they were last asked
+        self._share_then = Spending()
+        self._price = price_per_device_hour
+        self._carbon_intensity = carbon_intensity
+        self._clock, self._wall = Clock(now), Clock(now)
+        self._wall.resume()
+        devices.sampler.start()
+
+    def resume(self) -> None:
+        """Training goes on."""
+        self._clock.resume()
+        self.devices.sampler.resume()
+
+    def pause(self) -> None:
+        """Training stands still, for a validation say."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # Steps that still queue on a GPU are training, so their time is awaited before it is
+            # read. This is the only synchronisation, once a validation.
+            torch.cuda.synchronize()
+        self._clock.pause()
+        self.devices.sampler.pause()
+
+    def stop(self) -> None:
+        """Ends the sampler's thread; what was counted stays. It waits for no device."""
+        self._clock.pause()
+        self._wall.pause()
+        self.devices.sampler.stop()
+
+    def share(self) -> Spending:
+        """What this rank has spent in this session; time and capacity are the whole run's."""
+        seconds, tokens = self._clock.seconds, self.tokens.total
+        device_seconds, price = seconds * self.devices.count, self._price
+        seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
+        hardware = Spending(devices=seen).hardware
+        return Spending(
+            tokens=tokens,
+            samples=self.tokens.samples,
+            model_flops=self.flops.total(self.tokens.by_length),
+            batches=self.tokens.batches,
+            uncounted_batches=self.tokens.uncounted,
+            epochs=self.tokens.batches / self._batches_per_epoch,
+            train_seconds=seconds,
+            wall_seconds=self._wall.seconds,
+            device_seconds=device_seconds,
+            unpriced_seconds=device_seconds if price is None else 0.0,
+            cost=0.0 if price is None else device_seconds / 3600 * price,
+            capacity_flops=seconds * (self.devices.peak_flops or 0.0),
+            unrated_joules=hardware.energy_joules if intensity is None else 0.0,
+            emissions_kg=0.0 if intensity is None else hardware.energy_kwh * intensity / 1000,
+            devices=seen,
+        )
+
+    def numbers(self, mine: Spending) -> list[float]:
+        """What this rank's share adds to the sum over the ranks, equally long on each of them."""
+        if not self._counts:  # each batch counts once
+            mine = replace(mine, tokens=0, samples=0, model_flops=0.0)
+        return mine.numbers(slots=max(map(len, self.devices.read_by)))
+
+    def settle(self, mine: Spending, ranks: Sequence[Sequence[float]]) -> Spending:
+        """What all ranks have spent since the run began, from the :meth:`numbers` of each."""
+        pairs = zip(ranks, self.devices.read_by, strict=True)
+        shares = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
+        self._share_then = mine
+        self._settled = self._before.then(Spending.over_ranks(shares))
+        return self._settled
+
+    def total(self) -> Spending:
+        """The same at this moment without asking the others, who are taken to be alike.
+
+        Exact for one process, and for several whose batches hold equally many tokens.
+        """
+        return self._settled.grown(self._share_then, self.share(), self._ranks)
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why the sampler could not read something, by its name in a ``Reading``."""
+        merged: dict[str, str] = {}
+        for reasons in self.devices.sampler.reasons().values():
+            merged.update(reasons)
+        return merged

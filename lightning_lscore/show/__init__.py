@@ -1,0 +1,1 @@
+"""Records as tables, sentences and pictures. Read ``tables`` first."""

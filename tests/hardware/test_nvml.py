@@ -1,0 +1,648 @@
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import asdict, fields
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+from fake_nvml import ERROR_CODES, OTHER_UUID, QUERIES, UUID, FakeGpu, FakeNvml
+
+from lightning_lscore.hardware import nvml
+from lightning_lscore.hardware.nvml import NvmlProbe, cuda_probe
+from lightning_lscore.hardware.probe import Device, ProbeLost, Reading, SilentProbe
+from lightning_lscore.hardware.sampler import Sampler
+
+MEASURES = {f.name for f in fields(Reading)}
+GPU = Device(key=f"GPU-{UUID}", name="NVIDIA H100 80GB HBM3", kind="cuda")
+SLICE = Device(key=f"MIG-{UUID}", name="NVIDIA A100-SXM4-40GB MIG 1g.5gb", kind="cuda")
+FULL = {
+    "busy": 0.75,
+    "power_watts": 350.0,
+    "energy_joules": 5000.0,
+    "memory_used_bytes": 12 * 2**30,
+    "sm_clock_mhz": 1755.0,
+    "throttled": frozenset(),
+}
+BOARD_ONLY = {"busy", "power_watts", "energy_joules"}
+"""What NVML says of a whole board, where a slice of it asks."""
+
+
+def cuda_with(monkeypatch: pytest.MonkeyPatch, **properties: object) -> None:
+    """Lets CUDA's device 0 have these properties, without CUDA."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**properties)
+    )
+
+
+@pytest.mark.parametrize("knows_mig", [True, False], ids=["new driver", "driver before MIG"])
+@pytest.mark.parametrize("knows_memory_v2", [True, False], ids=["memory v2", "memory v1"])
+@pytest.mark.parametrize("knows_event_reasons", [True, False], ids=["R535 or newer", "older"])
+@pytest.mark.parametrize("energy_counter", [True, False], ids=["Volta or newer", "Pascal"])
+def test_every_architecture_and_driver_reports_what_it_can(
+    monkeypatch, knows_mig, knows_memory_v2, knows_event_reasons, energy_counter
+):
+    gpu = FakeGpu(energy_counter=energy_counter)
+    fake = FakeNvml([gpu], knows_mig=knows_mig, knows_memory_v2=knows_memory_v2)
+    fake.knows_event_reasons = knows_event_reasons
+    fake.install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    reading = asdict(probe.read())
+
+    expected = dict(FULL)
+    if not energy_counter:
+        expected["energy_joules"] = None
+    if not knows_memory_v2:
+        expected["memory_used_bytes"] = gpu.memory_bytes + gpu.reserved_bytes
+    assert reading == expected
+    assert set(probe.reasons) == {m for m, value in expected.items() if value is None}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device"),
+    [
+        (FakeGpu(uuid=SLICE.key, is_slice=True), SLICE),
+        (FakeGpu(board_in_mig_mode=True), GPU),
+    ],
+    ids=["slice", "board of slices"],
+)
+def test_a_mig_slice_is_never_charged_for_its_board(monkeypatch, gpu, device):
+    fake = FakeNvml([gpu]).install(monkeypatch)
+    probe = NvmlProbe(device)
+
+    reading = probe.read()
+    assert reading.memory_used_bytes == gpu.memory_bytes
+    assert {m for m in BOARD_ONLY if getattr(reading, m) is None} == BOARD_ONLY
+    assert all("whole board" in probe.reasons[m] for m in BOARD_ONLY)
+    assert not {QUERIES[m] for m in BOARD_ONLY} & set(fake.calls)
+
+
+def test_the_clock_of_a_board_is_that_of_its_slices_and_nvml_may_refuse_to_tell_it(monkeypatch):
+    FakeNvml([FakeGpu(board_in_mig_mode=True)]).install(monkeypatch)
+    board = NvmlProbe(GPU)
+    assert (board.read().sm_clock_mhz, board.read().throttled) == (1755.0, frozenset())
+
+    FakeNvml([FakeGpu(uuid=SLICE.key, is_slice=True)]).install(monkeypatch)
+    alone = NvmlProbe(SLICE)
+    assert (alone.read().sm_clock_mhz, alone.read().throttled) == (None, None)
+    assert alone.reasons["sm_clock_mhz"] == alone.reasons["throttled"] == "NVML: Not Supported"
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceIsMigDeviceHandle", "nvmlDeviceGetMigMode"])
+def test_no_error_charges_a_slice_for_its_board(monkeypatch, function):
+    fake = FakeNvml([FakeGpu(uuid=SLICE.key, is_slice=True)]).install(monkeypatch)
+    for code in ERROR_CODES:
+        fake.faults = {function: code}
+        reading = asdict(NvmlProbe(SLICE).read())
+        assert {m for m in BOARD_ONLY if reading[m] is None} == BOARD_ONLY, code
+        assert reading["memory_used_bytes"] == FULL["memory_used_bytes"], code
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+@pytest.mark.parametrize("function", [*QUERIES.values()])
+def test_any_error_of_a_query_costs_that_measure_or_tells_of_a_loss(monkeypatch, function, code):
+    fake = FakeNvml().install(monkeypatch)
+    probe = NvmlProbe(GPU)
+    assert asdict(probe.read()) == FULL
+
+    fake.faults[function] = code
+    lost, reading = read(probe)
+    if lost is not None:
+        assert isinstance(lost.__cause__, pynvml.NVMLError)
+        assert fake.initialised == 0  # given back at once
+    else:
+        failed = {m for m, f in QUERIES.items() if f == function}
+        if (function, code) == (QUERIES["throttled"], pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
+            failed = set()  # it has an older name
+        assert {m for m, value in reading.items() if value is None} == failed
+        assert set(probe.reasons) == failed
+        assert {**reading, **{m: FULL[m] for m in failed}} == FULL
+    probe.close()
+    assert fake.initialised == 0
+
+
+KINDS = {
+    "whole": (FakeGpu(), {}),
+    "whole, without a counter, old driver": (
+        FakeGpu(energy_counter=False),
+        {"knows_mig": False, "knows_memory_v2": False, "knows_event_reasons": False},
+    ),
+    "board of slices": (FakeGpu(board_in_mig_mode=True), {}),
+    "slice": (FakeGpu(uuid=SLICE.key, is_slice=True), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("function", [*QUERIES.values(), "nvmlDeviceGetHandleByUUID", "nvmlInit"])
+def test_any_error_in_mid_run_spoils_nothing_else_and_passes(monkeypatch, kind, function):
+    """On every kind of device: what is there is right, and all is back when the error is gone."""
+    gpu, driver = KINDS[kind]
+    fake = FakeNvml([gpu], **driver).install(monkeypatch)
+    for code in ERROR_CODES:
+        fake.faults = {}
+        probe = NvmlProbe(SLICE if gpu.is_slice else GPU)
+        healthy = asdict(probe.read())
+
+        fake.faults = {function: code}
+        lost, reading = read(probe)
+        wrong = {m for m, value in reading.items() if value != healthy[m]}
+        assert wrong <= {m for m, f in QUERIES.items() if f == function}, code
+        assert {reading[m] for m in wrong} <= {None}, code
+        assert wrong <= set(probe.reasons), code
+
+        fake.faults = {}
+        if lost is not None:
+            assert asdict(probe.read()) == healthy, code
+        probe.close()
+        assert fake.initialised == 0, code
+
+
+def read(probe):
+    """The loss, or the reading."""
+    try:
+        return None, asdict(probe.read())
+    except ProbeLost as lost:
+        return lost, {}
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
+def test_any_error_at_the_start_leaves_a_silent_probe_with_reasons(monkeypatch, function, code):
+    fake = FakeNvml(faults={function: code}).install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    for _ in range(2):
+        assert probe.read() == Reading()
+    assert set(probe.reasons) == MEASURES
+    assert all(str(pynvml.NVMLError(code)) in reason for reason in probe.reasons.values())
+    assert fake.calls[function] == 1  # not asked again and again
+    assert fake.initialised == 0
+    assert probe.device == GPU
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceIsMigDeviceHandle", "nvmlDeviceGetMigMode", "nvmlShutdown"]
+)
+def test_errors_of_the_other_calls_do_no_harm(monkeypatch, function, code):
+    fake = FakeNvml(faults={function: code}).install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    assert asdict(probe.read()) == FULL
+    probe.close()
+    probe.close()
+    assert fake.calls["nvmlShutdown"] == 1
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_UNINITIALIZED])
+def test_a_loss_in_mid_run_is_told_and_a_device_that_comes_back_is_read_again(monkeypatch, code):
+    fake = FakeNvml().install(monkeypatch)
+    probe = NvmlProbe(GPU)
+    probe.read()
+
+    fake.faults["nvmlDeviceGetPowerUsage"] = code
+    with pytest.raises(ProbeLost, match="NVML lost the device"):
+        probe.read()
+    fake.faults = {"nvmlInit": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+    with pytest.raises(ProbeLost, match="cannot open"):
+        probe.read()
+    fake.faults = {}
+
+    assert asdict(probe.read()) == FULL
+    probe.close()
+    assert fake.initialised == 0
+
+
+def test_a_passing_error_is_asked_again_and_its_reason_goes(monkeypatch):
+    fake = FakeNvml(faults={"nvmlDeviceGetPowerUsage": pynvml.NVML_ERROR_TIMEOUT})
+    fake.install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    assert probe.read().power_watts is None
+    assert probe.reasons == {"power_watts": "NVML: Timeout"}
+    fake.faults = {}
+    assert probe.read().power_watts == 350.0
+    assert probe.reasons == {}
+
+
+def test_what_is_not_supported_is_asked_once(monkeypatch):
+    fake = FakeNvml(faults={"nvmlDeviceGetPowerUsage": pynvml.NVML_ERROR_NOT_SUPPORTED})
+    fake.install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    for _ in range(3):
+        assert probe.read().power_watts is None
+        assert probe.reasons == {"power_watts": "NVML: Not Supported"}
+    assert fake.calls["nvmlDeviceGetPowerUsage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "gpu"),
+    [
+        ("busy", FakeGpu(utilization_percent=0xFFFFFFFF)),
+        ("power_watts", FakeGpu(power_milliwatts=0)),
+        ("memory_used_bytes", FakeGpu(memory_bytes=2**64 - 1)),
+        ("sm_clock_mhz", FakeGpu(sm_clock_mhz=0)),
+        ("sm_clock_mhz", FakeGpu(sm_clock_mhz=0xFFFFFFFF)),
+    ],
+)
+def test_an_impossible_value_is_missing(monkeypatch, measure, gpu):
+    FakeNvml([gpu]).install(monkeypatch)
+    probe = NvmlProbe(GPU)
+
+    assert getattr(probe.read(), measure) is None
+    assert "impossible" in probe.reasons[measure]
+
+
+def test_an_idle_gpu_is_not_a_missing_one(monkeypatch):
+    FakeNvml([FakeGpu(utilization_percent=0)]).install(monkeypatch)
+
+    assert NvmlProbe(GPU).read().busy == 0.0
+
+
+THROTTLING = {
+    "SwPowerCap": "power", "HwPowerBrakeSlowdown": "power", "SwThermalSlowdown": "heat",
+    "HwThermalSlowdown": "heat", "HwSlowdown": "fault",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", ["EventReason", "ThrottleReason"])
+@pytest.mark.parametrize(
+    "reason",
+    [*THROTTLING, "None", "GpuIdle", "ApplicationsClocksSetting", "SyncBoost",
+     "DisplayClockSetting"],
+)  # fmt: skip
+def test_power_heat_and_faults_throttle_and_idleness_and_settings_do_not(
+    monkeypatch, names, reason
+):
+    """Under the names of either age of nvidia-ml-py."""
+    bits = getattr(pynvml, f"nvmlClocks{names}{reason}")
+    FakeNvml([FakeGpu(clock_reasons=bits)]).install(monkeypatch)
+    other = {"EventReason": "ThrottleReason", "ThrottleReason": "EventReason"}[names]
+    for name in dir(pynvml):
+        if name.startswith(f"nvmlClocks{other}"):
+            monkeypatch.delattr(pynvml, name)
+    monkeypatch.delattr(pynvml, f"nvmlDeviceGetCurrentClocks{other}s")
+
+    cause = THROTTLING.get(reason)
+    assert NvmlProbe(GPU).read().throttled == ({cause} if cause else set())
+
+
+@pytest.mark.parametrize(
+    ("names", "causes"),
+    [
+        (["SyncBoost", "HwSlowdown"], {"fault"}),
+        (["SwPowerCap", "SwThermalSlowdown"], {"power", "heat"}),
+        (["HwSlowdown", "HwThermalSlowdown"], {"heat"}),  # the first says no more than the second
+        (["HwSlowdown", "HwPowerBrakeSlowdown", "GpuIdle"], {"power"}),
+    ],
+)
+def test_of_several_reasons_each_cause_is_told(monkeypatch, names, causes):
+    bits = sum(getattr(pynvml, f"nvmlClocksEventReason{name}") for name in names)
+    FakeNvml([FakeGpu(clock_reasons=bits)]).install(monkeypatch)
+
+    assert NvmlProbe(GPU).read().throttled == causes
+
+
+def test_an_nvidia_ml_py_without_reasons_knows_of_no_throttling(monkeypatch):
+    """Not: that there is none."""
+    FakeNvml().install(monkeypatch)
+    for name in [n for n in dir(pynvml) if n.startswith("nvmlClocks")]:
+        monkeypatch.delattr(pynvml, name)
+    probe = NvmlProbe(GPU)
+
+    assert probe.read().throttled is None
+    assert "SwPowerCap" in probe.reasons["throttled"]
+
+
+def test_the_versions_of_the_driver_and_of_nvml(monkeypatch):
+    fake = FakeNvml().install(monkeypatch)
+    assert nvml.driver_versions() == "NVIDIA driver 999.88.77, NVML 13.999.88.77"
+    assert fake.initialised == 0
+
+    fake.faults = {"nvmlSystemGetNVMLVersion": pynvml.NVML_ERROR_UNKNOWN}
+    assert "does not tell its version: Unknown Error" in nvml.driver_versions()
+    assert fake.initialised == 0
+    fake.faults = {"nvmlInit": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
+    assert nvml.driver_versions() == "no NVIDIA driver answers: Driver Not Loaded"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "no NVIDIA driver answers: import of pynvml" in nvml.driver_versions()
+
+
+def test_a_function_that_this_nvidia_ml_py_lacks_is_a_missing_measure(monkeypatch):
+    FakeNvml().install(monkeypatch)
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption")
+    probe = NvmlProbe(GPU)
+
+    assert probe.read().energy_joules is None
+    assert "nvmlDeviceGetTotalEnergyConsumption" in probe.reasons["energy_joules"]
+
+
+def test_without_nvidia_ml_py_the_probe_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    probe = NvmlProbe(GPU)
+
+    assert probe.read() == Reading()
+    assert "nvidia-ml-py" in probe.reasons["busy"]
+
+
+def test_probes_share_nvml_and_each_gives_back_its_own(monkeypatch):
+    fake = FakeNvml([FakeGpu(), FakeGpu(uuid=f"GPU-{OTHER_UUID}")]).install(monkeypatch)
+    first, second = NvmlProbe(GPU), NvmlProbe(Device(key=f"GPU-{OTHER_UUID}", name="", kind="cuda"))
+
+    first.read()
+    second.read()
+    assert fake.initialised == 2
+    first.close()
+    assert asdict(second.read()) == FULL
+    second.close()
+    assert fake.initialised == 0
+
+
+def test_nvml_is_left_alone_in_a_forked_child(monkeypatch):
+    fake = FakeNvml().install(monkeypatch)
+    probe = NvmlProbe(GPU)
+    probe.read()
+
+    monkeypatch.setattr(nvml.os, "getpid", lambda: -1)
+    with pytest.raises(ProbeLost, match="fork"):
+        probe.read()
+    assert fake.calls["nvmlShutdown"] == 0
+
+
+def test_a_probe_pickles_before_it_is_read():
+    probe = pickle.loads(pickle.dumps(NvmlProbe(GPU)))
+
+    assert probe.device == GPU
+
+
+@pytest.mark.parametrize(
+    ("name", "uuid", "key"),
+    [
+        ("NVIDIA H100 PCIe", UUID, f"GPU-{UUID}"),
+        ("NVIDIA H100 PCIe", f"GPU-{UUID}", f"GPU-{UUID}"),
+        ("NVIDIA H100 PCIe", UUID.upper(), f"GPU-{UUID}"),
+        (SLICE.name, UUID, f"MIG-{UUID}"),
+        (SLICE.name, f"MIG-{UUID}", f"MIG-{UUID}"),
+    ],
+)
+def test_a_cuda_device_is_known_by_its_uuid_with_nvmls_prefix(monkeypatch, name, uuid, key):
+    cuda_with(monkeypatch, name=name, uuid=uuid)
+
+    assert cuda_probe(0).device == Device(key=key, name=name, kind="cuda")
+
+
+def test_cuda_index_0_reads_the_gpu_of_its_uuid_wherever_nvml_lists_it(monkeypatch):
+    other = FakeGpu(uuid=f"GPU-{OTHER_UUID}", utilization_percent=1)
+    FakeNvml([other, FakeGpu()]).install(monkeypatch)
+    cuda_with(monkeypatch, name=GPU.name, uuid=UUID)
+
+    assert cuda_probe(0).read().busy == 0.75
+
+
+HOUR = 3600.0
+
+
+def after_a_fault(monkeypatch, spoil, *, power=True, reloaded=False):
+    """Totals of 90 h of training at 300 W, read every hour, of which the 11th to 20th are bad.
+
+    Args:
+        spoil: changes the driver or its GPU, given their state when all is well.
+        power: whether the GPU tells its power at all.
+        reloaded: the driver begins anew after the fault, and its counter at zero.
+    """
+    fake = FakeNvml().install(monkeypatch)
+    (gpu,) = fake.gpus
+    t = 0.0
+    # The thread reads at every mark, and not by itself while the test lasts.
+    sampler = Sampler([NvmlProbe(GPU)], interval=HOUR, now=lambda: t)
+    sampler.start()
+    for hour in range(91):
+        counted = hour - 20 if reloaded and hour > 20 else hour
+        sound = FakeGpu(
+            power_milliwatts=300_000,
+            utilization_percent=50,
+            energy_millijoules=int(counted * HOUR * 300_000),
+        )
+        vars(gpu).update(vars(sound))
+        fake.faults = {} if power else {QUERIES["power_watts"]: pynvml.NVML_ERROR_NOT_SUPPORTED}
+        if 10 < hour <= 20:
+            spoil(fake, gpu)
+        t = hour * HOUR
+        sampler.pause()
+        sampler.totals(timeout=20)
+        if hour < 90:
+            sampler.resume()
+            sampler.totals(timeout=20)
+    totals = sampler.totals(timeout=20)
+    sampler.stop(20)
+    assert totals.training_seconds == 90 * HOUR
+    return totals, sampler
+
+
+AT_10_HOURS = int(10 * HOUR * 300_000)
+COUNTERS = {
+    "wraps": lambda mj: mj % (AT_10_HOURS + 1),
+    "stands still": lambda mj: AT_10_HOURS,
+    "runs backwards": lambda mj: 2 * AT_10_HOURS - mj,
+    "starts over": lambda mj: mj - AT_10_HOURS,
+    "leaps": lambda mj: mj + 2**62,
+    "is zero": lambda mj: 0,
+}
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["with power", "without power"])
+@pytest.mark.parametrize("fault", COUNTERS)
+def test_a_bad_energy_counter_never_charges_what_was_not_drawn(monkeypatch, fault, power):
+    def spoil(fake, gpu):
+        gpu.energy_millijoules = COUNTERS[fault](gpu.energy_millijoules)
+
+    totals, sampler = after_a_fault(monkeypatch, spoil, power=power)
+    assert totals.power_watts == pytest.approx(300)
+    assert totals.energy_known_seconds == (90 if power else 10) * HOUR
+    assert totals.energy_estimated_joules == pytest.approx((80 if power else 0) * HOUR * 300)
+    assert "the energy counter" in sampler.reasons()[GPU.key]["energy_joules"]
+    assert totals.observed_seconds == 90 * HOUR
+    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
+
+
+IMPOSSIBLE = {
+    "utilization_percent": [101, 2**32 - 1],
+    "power_milliwatts": [0, 2**32 - 1],
+    "memory_bytes": [-1, 2**64 - 1],
+    "sm_clock_mhz": [0, 2**32 - 1],
+}
+
+
+@pytest.mark.parametrize(("what", "value"), [(w, v) for w in IMPOSSIBLE for v in IMPOSSIBLE[w]])
+@pytest.mark.parametrize("counter", [True, False], ids=["with counter", "without"])
+def test_impossible_values_leave_the_sums_as_they_were(monkeypatch, what, value, counter):
+    def spoil(fake, gpu):
+        setattr(gpu, what, value)
+
+    if not counter:
+        monkeypatch.setitem(nvml._QUERIES, "energy_joules", lambda nvml, handle: None)
+    totals, _ = after_a_fault(monkeypatch, spoil)
+    assert totals.power_watts == pytest.approx(300)
+    assert totals.energy_is_counter == counter
+    assert totals.observed_seconds == 90 * HOUR
+    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
+    assert totals.memory_peak_bytes == 12 * 2**30
+    for name, known in [
+        ("utilization_percent", totals.busy_known_seconds),
+        ("sm_clock_mhz", totals.sm_clock_known_seconds),
+    ]:
+        assert known == (80 if what == name else 90) * HOUR
+
+
+def test_a_driver_that_is_loaded_anew_is_trusted_though_it_counts_from_zero(monkeypatch):
+    faults = {"nvmlDeviceGetPowerUsage": pynvml.NVML_ERROR_UNINITIALIZED}
+    totals, sampler = after_a_fault(
+        monkeypatch, lambda fake, gpu: fake.faults.update(faults), reloaded=True
+    )
+    assert totals.energy_is_counter
+    assert totals.energy_joules == pytest.approx(300 * 79 * HOUR)  # not that of 11 unseen hours
+    assert totals.energy_known_seconds == 79 * HOUR
+    assert sampler.reasons() == {GPU.key: {}}
+
+
+@pytest.mark.parametrize("code", ["GPU_IS_LOST", "UNINITIALIZED", "TIMEOUT", "NOT_SUPPORTED"])
+@pytest.mark.parametrize("function", [*QUERIES.values(), "all"])
+def test_errors_for_a_while_cost_their_time_and_bias_no_mean(monkeypatch, function, code):
+    number = getattr(pynvml, f"NVML_ERROR_{code}")
+    faults = dict.fromkeys(QUERIES.values() if function == "all" else [function], number)
+    totals, sampler = after_a_fault(monkeypatch, lambda fake, gpu: fake.faults.update(faults))
+    assert totals.power_watts == pytest.approx(300)
+    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
+    assert totals.throttled_fraction == 0
+    observed = 90
+    if code in ("GPU_IS_LOST", "UNINITIALIZED"):  # from the 10th hour to the 21st
+        observed = 79
+    elif function == "all":
+        observed = 80 if code == "TIMEOUT" else 10
+    assert totals.observed_seconds == observed * HOUR
+    assert len(sampler.messages()) == (1 if observed == 79 else 0)
+
+
+MACHINE = [
+    FakeGpu(uuid=f"GPU-{UUID}", utilization_percent=11, memory_bytes=2**30),
+    FakeGpu(uuid=f"GPU-{OTHER_UUID}", utilization_percent=22, memory_bytes=2**31),
+    FakeGpu(uuid="GPU-5a000000-0000-0000-0000-000000000000", board_in_mig_mode=True),
+    FakeGpu(uuid="MIG-51000000-0000-0000-0000-000000000000", is_slice=True, memory_bytes=2**32),
+    FakeGpu(uuid="MIG-52000000-0000-0000-0000-000000000000", is_slice=True, memory_bytes=2**33),
+]
+"""Two whole GPUs and a board of two slices, in NVML's order."""
+
+
+def cuda_sees(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> list[FakeGpu]:
+    """Lets CUDA number the machine's devices as it would: not as NVML, and as it is told."""
+    whole, slices = [MACHINE[1], MACHINE[0]], MACHINE[3:]
+    if visible is None:
+        seen = [*whole, slices[0]]  # of a board's slices the first alone
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        seen = [
+            whole[int(name)] if name.isdigit() else
+            next(gpu for gpu in MACHINE if gpu.uuid.startswith(name))
+            for name in visible.split(",")
+        ]  # fmt: skip
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    def properties(index: int) -> SimpleNamespace:
+        gpu = seen[index]
+        name = "NVIDIA A100-SXM4-80GB" + (" MIG 1g.10gb" if gpu.is_slice else "")
+        return SimpleNamespace(name=name, uuid=gpu.uuid[4:])
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    return seen
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new driver", "old driver"])
+@pytest.mark.parametrize(
+    "visible",
+    [None, "0", "1", "1,0", MACHINE[0].uuid, f"{MACHINE[0].uuid},{MACHINE[1].uuid}", "GPU-0a1b,1",
+     MACHINE[3].uuid, MACHINE[4].uuid, f"{MACHINE[4].uuid},{MACHINE[3].uuid},{MACHINE[0].uuid}"],
+)  # fmt: skip
+def test_whatever_cuda_shows_is_read_from_the_very_same_device(monkeypatch, visible, old):
+    """By indices, UUIDs, their beginnings and the names of slices; and nothing else is opened."""
+    fake = FakeNvml(MACHINE, knows_memory_v2=not old, knows_event_reasons=not old)
+    fake.install(monkeypatch)
+    seen = cuda_sees(monkeypatch, visible)
+    for index, gpu in enumerate(seen):
+        probe = cuda_probe(index)
+        reading = probe.read()
+        assert probe.device.key == gpu.uuid
+        assert reading.memory_used_bytes == gpu.memory_bytes + old * gpu.reserved_bytes
+        assert reading.busy == (None if gpu.is_slice else gpu.utilization_percent / 100)
+    assert fake.calls["nvmlDeviceGetHandleByUUID"] == len(seen)
+
+
+def test_a_torch_without_uuids_and_an_amd_gpu_are_silent_but_distinct(monkeypatch):
+    cuda_with(monkeypatch, name="Some GPU")
+    without = [cuda_probe(0), cuda_probe(1)]
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    amd = [cuda_probe(0), cuda_probe(1)]
+
+    for probes in (without, amd):
+        assert len({probe.device.key for probe in probes}) == 2
+        for probe in probes:
+            assert isinstance(probe, SilentProbe)
+            assert probe.read() == Reading()
+            assert set(probe.reasons) == MEASURES
+
+
+def test_without_a_uuid_the_place_on_the_bus_tells_devices_apart(monkeypatch):
+    place = {"pci_domain_id": 0, "pci_bus_id": 65, "pci_device_id": 0}
+    cuda_with(monkeypatch, name="AMD Instinct MI300X", **place)
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+
+    # Each process may see this one as its device 0. It is read only when someone asks.
+    assert cuda_probe(0).device == cuda_probe(1).device
+    assert cuda_probe(0).device.key.endswith(":0:65:0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_reports_every_measure_without_touching_its_memory():
+    before = torch.cuda.memory_reserved()
+    probe = cuda_probe(0)
+    reading = probe.read()
+    probe.close()
+
+    if probe.device.key.startswith("GPU-") and "busy" not in probe.reasons:
+        assert reading.busy is not None
+        assert 0 <= reading.busy <= 1
+        assert reading.power_watts is not None
+        assert 1 < reading.power_watts < 2000
+        if "sm_clock_mhz" not in probe.reasons:
+            assert reading.sm_clock_mhz is not None
+            assert 100 < reading.sm_clock_mhz < 5000
+        assert reading.throttled is None or reading.throttled <= {"power", "heat", "fault"}
+    assert reading.memory_used_bytes is not None
+    assert 0 < reading.memory_used_bytes <= torch.cuda.get_device_properties(0).total_memory
+    assert torch.cuda.memory_reserved() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_spends_energy_while_it_multiplies():
+    sampler = Sampler([cuda_probe(0)], interval=0.1)
+    sampler.start()
+    sampler.resume()
+    a = torch.randn(2048, 2048, device="cuda")
+    for _ in range(300):
+        a = (a @ a).clamp_(-1, 1)
+    torch.cuda.synchronize()
+    sampler.pause()
+    totals = sampler.totals(timeout=10)
+    sampler.stop()
+
+    assert totals.readings >= 2
+    assert totals.training_seconds > 0
+    if "energy_joules" not in next(iter(sampler.reasons().values())):
+        assert totals.energy_joules > 0

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import OrderedDict, UserDict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BatchEncoding
+
+from lightning_lscore.model.tokens import TokenCounter, find_mask, find_tokens, integer_tensors
+
+IDS = torch.arange(12).reshape(3, 4)
+OTHER = torch.zeros(5, 6, dtype=torch.int64)
+LENGTHS = torch.tensor([4, 4, 2])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+FLOATS = torch.rand(3, 4)
+Pair = namedtuple("Pair", "x y")
+
+BATCHES = {
+    "a tensor": IDS,
+    "a tuple": (IDS, OTHER),
+    "a list": [FLOATS, IDS],
+    "a named tuple": Pair(IDS, OTHER),
+    "a dictionary": {"labels": OTHER, "input_ids": IDS},
+    "a dictionary of tokens": {"labels": OTHER, "tokens": IDS},
+    "a dictionary of x": {"y": OTHER, "x": IDS},
+    "names before order": {"x": OTHER, "input_ids": IDS},
+    "a name that holds no integers": {"inputs": FLOATS, "labels": IDS},
+    "unknown names": OrderedDict(lengths=LENGTHS, text=IDS),
+    "a UserDict": UserDict(labels=OTHER, input_ids=IDS),
+    "a BatchEncoding": BatchEncoding({"attention_mask": MASK, "input_ids": IDS}),
+    "a nested dictionary": {"meta": {"name": "a"}, "data": {"ids": IDS}},
+    "a tuple in a list": [("text", LENGTHS), (IDS, OTHER)],
+    "one dimension before two": (LENGTHS, IDS),
+    "other things": {"name": "text", "n": 3, "none": None, "bytes": b"ab", "ids": IDS},
+    "the mask comes first": {"attention_mask": MASK, "ids": IDS},
+    "int32": IDS.int(),
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_tokens_are_found_in_batches_of_any_shape(batch):
+    """Names come first, then the first tensor of whole numbers with two dimensions."""
+    assert torch.equal(find_tokens(batch), IDS)
+
+
+@dataclasses.dataclass
+class Batch:
+    scores: torch.Tensor
+    ids: torch.Tensor
+
+
+def test_tokens_are_found_in_objects_with_attributes():
+    """A dataclass is a batch too, as the docstring of integer_tensors says."""
+    assert torch.equal(find_tokens(Batch(FLOATS, IDS)), IDS)
+
+
+NO_TOKENS = {
+    "None": None,
+    "a number": 3,
+    "text": "tokens",
+    "nothing": {},
+    "an empty list": [],
+    "floats": FLOATS,
+    "booleans": MASK.bool(),
+    "complex numbers": torch.complex(FLOATS, FLOATS),
+    "floats in a dictionary": {"input_ids": FLOATS},
+    "only a mask": {"attention_mask": MASK},
+    "an object": object(),
+}
+
+
+@pytest.mark.parametrize("batch", NO_TOKENS.values(), ids=NO_TOKENS)
+def test_no_tokens_is_none_and_counted_as_such(batch):
+    """A batch without tokens adds none, and is remembered as uncounted."""
+    assert find_tokens(batch) is None
+    counter = TokenCounter()
+    counter.add(batch)
+    assert (counter.total, counter.samples) == (0, 0)
+    assert (counter.batches, counter.uncounted) == (1, 1)
+
+
+def test_one_dimension_is_taken_where_there_are_no_two():
+    """A packed row of tokens is better than nothing."""
+    assert torch.equal(find_tokens([FLOATS, LENGTHS]), LENGTHS)
+
+
+def test_all_integer_tensors_are_given_in_order_but_for_the_mask():
+    """The search sees every candidate."""
+    batch = {"attention_mask": MASK, "a": [IDS, FLOATS], "b": {"c": (OTHER, "text")}}
+    found = list(integer_tensors(batch))
+    assert [t.shape for t in found] == [IDS.shape, OTHER.shape]
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ({"input_ids": IDS, "attention_mask": MASK}, True),
+        (BatchEncoding({"input_ids": IDS, "attention_mask": MASK}), True),
+        ({"input_ids": IDS, "attention_mask": MASK[:, :2]}, False),
+        ({"input_ids": IDS, "attention_mask": MASK[None]}, False),
+        ({"input_ids": IDS, "attention_mask": None}, False),
+        ({"input_ids": IDS}, False),
+        ((IDS, MASK), False),
+    ],
+)
+def test_a_mask_counts_only_if_it_fits_the_tokens(batch, found):
+    """A mask of another shape, such as a 4-D causal one, says nothing about padding."""
+    assert (find_mask(batch, IDS) is not None) == found
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7), st.booleans()), max_size=4))
+@settings(max_examples=30)
+def test_totals_are_sums_over_batches(shapes):
+    """Tokens apart from padding, sequences and batches add up."""
+    counter, expected = TokenCounter(), 0
+    for rows, columns, masked in shapes:
+        batch = {"input_ids": torch.ones(rows, columns, dtype=torch.int64)}
+        mask = torch.ones(rows, columns, dtype=torch.int64).tril()
+        if masked:
+            batch["attention_mask"] = mask
+        counter.add(batch)
+        expected += int(mask.sum()) if masked else rows * columns
+    assert counter.total == expected
+    assert counter.samples == sum(rows for rows, _, _ in shapes)
+    assert (counter.batches, counter.uncounted) == (len(shapes), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_masks_of_any_type_are_summed(dtype):
+    """More than 255 tokens of a small type do not wrap around."""
+    ids = torch.ones(20, 30, dtype=torch.int64)
+    counter = TokenCounter()
+    counter.add({"input_ids": ids, "attention_mask": torch.ones(20, 30, dtype=dtype)})
+    assert counter.total == 600
+
+
+def test_a_function_counts_what_cannot_be_found():
+    """It decides alone, whatever the batch holds, and no batch is uncounted."""
+    counter = TokenCounter(lambda batch: torch.tensor(batch["n"]))
+    counter.add({"n": 7})
+    counter.add({"n": 5, "input_ids": IDS, "attention_mask": MASK})
+    assert (counter.total, counter.uncounted, counter.batches) == (12, 0, 2)
+    assert counter.samples == 3
+
+
+MASKED = {"input_ids": IDS, "attention_mask": MASK}
+OF_SEVERAL = {
+    "a mapping": ({"a": 0, "b": 0}, {"a": MASKED, "b": (OTHER, FLOATS)}, 7 + 30),
+    "a list": ([0, 0], [OTHER, IDS], 30 + 12),
+    "nested": ({"a": [0, 0], "b": 0}, {"a": [IDS, IDS], "b": MASKED}, 12 + 12 + 7),
+    "one that ended": ([0, 0], [None, IDS], 12),
+    "one without text": ({"a": 0, "b": 0}, {"a": (FLOATS, LENGTHS), "b": OTHER}, 30),
+    "one alone": ([0], [MASKED], 7),
+    "made one by the module": ({"a": 0, "b": 0}, MASKED, 7),
+    "made two by the module": ([0, 0, 0], (IDS, OTHER), 12),
+    "each of micro-batches": ([0, 0], [[MASKED, MASKED], {"input_ids": [LENGTHS, IDS[0]]}], 21),
+}
+
+
+@pytest.mark.parametrize(("loaders", "batch", "expected"), OF_SEVERAL.values(), ids=OF_SEVERAL)
+def test_a_batch_of_several_loaders_holds_one_of_each(loaders, batch, expected):
+    """Unlike the inputs and labels of one loader's batch, all of them are trained on."""
+    counter = TokenCounter(loaders=loaders)
+    counter.add(batch)
+    assert (counter.total, counter.batches, counter.uncounted) == (expected, 1, 0)
+    counter = TokenCounter(lambda batch: len(batch), loaders=loaders)
+    counter.add(batch)
+    assert counter.total == len(batch)
+
+
+def test_a_batch_of_several_loaders_without_tokens_is_uncounted_once():
+    counter = TokenCounter(loaders=[0, 0])
+    counter.add([FLOATS, None])
+    assert (counter.total, counter.batches, counter.uncounted) == (0, 1, 1)
+
+
+def jagged(layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the strided layout is a prototype
+        return torch.nested.nested_tensor([LENGTHS, IDS[0], LENGTHS[:2]], layout=layout)
+
+
+LENGTHS_OF = {
+    "micro-batches": ([[MASKED, MASKED]], {4: 14}),
+    "inputs and labels apart": ([({"input_ids": IDS}, {"labels": IDS})], {4: 12}),
+    "a list of sequences": ([{"input_ids": [LENGTHS, IDS[0], LENGTHS]}], {3: 6, 4: 4}),
+    "a list of images": ([{"x": [FLOATS], "inputs": [], "ids": IDS}], {4: 12}),
+    "labels of sounds": ([{"x": FLOATS, "labels": torch.where(MASK == 1, IDS, -100)}], {4: 7}),
+    "with masks": ([{"input_ids": [IDS, OTHER], "attention_mask": [MASK, None]}], {4: 7, 6: 30}),
+    "a jagged tensor": ([{"input_ids": jagged(torch.jagged), "attention_mask": MASK}], {3: 9}),
+    "a nested tensor": ([{"input_ids": jagged(torch.strided), "attention_mask": MASK}], {3: 9}),
+    "a row of each length": ([{"input_ids": IDS}, {"input_ids": OTHER}], {4: 12, 6: 30}),
+    "of the same length": ([{"input_ids": IDS}] * 3, {4: 36}),
+    "padding apart": ([{"input_ids": IDS, "attention_mask": MASK}, (IDS, FLOATS)], {4: 19}),
+    "one packed row": ([LENGTHS], {3: 3}),
+    "several texts a sample": ([torch.zeros(2, 5, 7, dtype=torch.int64)], {7: 70}),
+    "a single token": ([torch.tensor(3)], {1: 1}),
+    "none found": ([FLOATS], {}),
+}
+
+
+@pytest.mark.parametrize(("batches", "expected"), LENGTHS_OF.values(), ids=LENGTHS_OF)
+def test_tokens_are_counted_by_the_length_of_their_sequences(batches, expected):
+    """Attention's arithmetic grows with it."""
+    counter = TokenCounter()
+    for batch in batches:
+        counter.add(batch)
+    assert counter.by_length == expected
+    assert counter.total == sum(expected.values())
+
+
+def test_samples_are_sequences():
+    counter = TokenCounter()
+    for batch in (IDS, LENGTHS, {"input_ids": [LENGTHS, LENGTHS]}, jagged(torch.jagged)):
+        counter.add(batch)
+    assert counter.samples == 3 + 1 + 2 + 3
+
+
+def test_a_function_counts_tokens_in_sequences_of_a_length_that_is_found():
+    """And of length 0, not known, where the batch has no tensor of tokens."""
+    counter = TokenCounter(lambda batch: 7)
+    for batch in ({"input_ids": IDS}, FLOATS, FLOATS):
+        counter.add(batch)
+    assert counter.by_length == {4: 7, 0: 14}
+
+
+class OnAnotherDevice(torch.Tensor):
+    """A CPU tensor that says it lies on a GPU, and counts how often it is fetched."""
+
+    fetched = 0
+
+    @property
+    def device(self) -> Any:
+        return torch.device("cuda", 0)
+
+    def __int__(self) -> int:
+        OnAnotherDevice.fetched += 1
+        return int(self.as_subclass(torch.Tensor))
+
+
+def test_a_mask_on_a_gpu_is_fetched_only_when_the_total_is_read(monkeypatch):
+    """Counting never makes the host wait for the device; reading the total waits once."""
+    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    counter = TokenCounter()
+    for _ in range(3):
+        counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
+    assert counter.samples == 3 * len(IDS)
+    assert OnAnotherDevice.fetched == 0
+    assert (counter.total, counter.total) == (21, 21)
+    assert OnAnotherDevice.fetched == 1
+    counter.add({"input_ids": IDS})
+    counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
+    assert counter.by_length == {4: 21 + 12 + 7}
+    assert int(MASK.sum()) == 7
+
+
+def test_masks_on_a_gpu_are_summed_by_length(monkeypatch):
+    """One number is fetched for each length."""
+    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    counter = TokenCounter()
+    for ids in (IDS, IDS[:, :2], IDS):
+        mask = torch.ones_like(ids).as_subclass(OnAnotherDevice)
+        counter.add({"input_ids": ids, "attention_mask": mask})
+    assert counter.by_length == {4: 24, 2: 6}
+    assert OnAnotherDevice.fetched == 2
