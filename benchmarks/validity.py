@@ -45,9 +45,10 @@ from pathlib import Path
 import numpy as np
 
 from lightning_lscore.curve.calibrate import calibrate
-from lightning_lscore.curve.forecast import Prediction, predict
+from lightning_lscore.curve.forecast import predict
 from lightning_lscore.curve.patience import Patience
 from lightning_lscore.equation.formula import Factor
+from lightning_lscore.equation.prediction import Prediction
 
 DATA = Path(__file__).parent / "data"
 ONE_PERCENT = math.log(1.01)

@@ -20,9 +20,9 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from .both import Callback
-from .curve.forecast import Prediction, Unpredictable
 from .equation.formula import Formula
 from .equation.measurements import Measurements, as_number, short
+from .equation.prediction import Prediction, Unpredictable
 from .hardware.devices import find_devices
 from .heldout.capture import Capture
 from .heldout.evaluation import Evaluation, HeldOut

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .both import Callback
 from .callback import LScore
-from .curve.patience import Patience, Verdict, ln_price
+from .curve.patience import Patience, Verdict
 from .equation.measurements import exp
 from .plan import learning_rates, planned_batches
 
@@ -115,7 +115,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         assert record is not None
         assert formula is not None
         measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
-        ln_f = ln_price(formula, measured)
+        ln_f = formula.ln_price(measured)
         ln_T = formula.ln_T(measured)
         if ln_T is None or ln_f is None:  # LScore has said what is missing
             return
@@ -129,7 +129,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
             ln_f=ln_f,
             spent=spent if self._rule.ratio is None else amount,
             planned=planned,
-            ln_f_at_end=ln_price(formula, measured, planned / spent) if planned else None,
+            ln_f_at_end=formula.ln_price(measured, planned / spent) if planned else None,
             armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
         )
         now = {"step": record.step, "L": record.L, "ln_T": ln_T}

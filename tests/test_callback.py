@@ -184,8 +184,8 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     charged = (1 + seen["emissions_kg"] / 1e-6) / 2
     assert seen["f_H"] == pytest.approx(charged ** (2 * 0.1))
     assert seen["power_watts"] > 0
-    assert seen["gpu_busy_fraction"] == pytest.approx(0.75)
-    assert seen["gpu_memory_peak_gib"] == 12
+    assert seen["busy_fraction"] == pytest.approx(0.75)
+    assert seen["memory_peak_gib"] == 12
     peak = peak_flops("NVIDIA H100 80GB HBM3", "float32").flops
     assert seen["capacity_flops"] == pytest.approx(peak * 3600 * seen["device_hours"])
     record = read_records(tmp_path)[-1]
@@ -193,8 +193,8 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     assert record.measurements.provenance["energy_kwh"].startswith("measured: energy counter")
     assert list(record.hardware) == [gpu.uuid]
     assert record.hardware[gpu.uuid]["energy_kwh"] == seen["energy_kwh"]
-    assert record.hardware[gpu.uuid]["memory_mean_gib"] == record.measurements.gpu_memory_mean_gib
-    assert record.measurements.gpu_memory_mean_gib == pytest.approx(12)
+    assert record.hardware[gpu.uuid]["memory_mean_gib"] == record.measurements.memory_mean_gib
+    assert record.measurements.memory_mean_gib == pytest.approx(12)
 
 
 def test_after_a_resume_on_another_gpu_the_record_tells_what_each_has_spent(
@@ -222,7 +222,7 @@ def test_after_a_resume_on_another_gpu_the_record_tells_what_each_has_spent(
     assert (first["throttled_fraction"], second["throttled_fraction"]) == (0, 1)
     assert (second["throttled_by_heat_fraction"], second["throttled_by_power_fraction"]) == (1, 0)
     m = record.measurements
-    assert 0 < m.gpu_throttled_by_heat_fraction == m.gpu_throttled_fraction < 1
+    assert 0 < m.throttled_by_heat_fraction == m.throttled_fraction < 1
 
 
 def test_a_measure_of_ones_own_is_logged_charged_for_and_recorded(trainer, tmp_path):

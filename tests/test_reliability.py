@@ -535,7 +535,7 @@ def test_a_gpu_that_falls_off_the_bus_costs_its_readings_not_the_run(fit, tmp_pa
     assert len([w for w in warned if "no longer answers" in str(w.message)]) == 1
     last = read_records(tmp_path)[-1].measurements
     assert last.tokens == 6 * STEP
-    covered = re.search(r"over (\d+)% of device time", last.provenance["gpu_busy_fraction"])
+    covered = re.search(r"over (\d+)% of device time", last.provenance["busy_fraction"])
     assert int(covered[1]) < 100
 
 

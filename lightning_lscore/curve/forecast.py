@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..equation.measurements import exp
+from ..equation.prediction import Prediction, Unpredictable
 
 LEAST = 6
 """Validations at distinct spendings: four for a line and its scatter, two to check it on."""
@@ -42,30 +43,6 @@ _WIDEST = math.log(2)  # nats: interval of L that is still worth showing
 _SAME = 0.002
 """Nats. Seeds of one speed run differ by 0.001 to 0.002 in their final loss: a spending whose L is
 that near to the lowest may as well turn out to be the best."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The best L of the run, so far or to come, with 90 % intervals."""
-
-    best_L: float
-    """Expected: the lowest L up to the horizon. Never above the best L so far."""
-    best_L_low: float
-    best_L_high: float
-    growth: float
-    """Expected spending at that L, as a multiple of what is spent now; 1 or less: it is behind."""
-    growth_low: float
-    growth_high: float
-    horizon: float
-    """How far ahead was looked, as a multiple of what is spent now: to the end of the plan."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unpredictable:
-    """No prediction, and why."""
-
-    reason: str
-    """A sentence."""
 
 
 _Point = tuple[float, float, float]
@@ -110,8 +87,7 @@ def predict(
         spent: at each validation, in any unit; it counts from where it last began anew.
         ln_T: held-out loss at each, in nats a token. NaN and infinity are passed over.
         ln_f: ln of the product of all factors once spending has grown so many fold, see
-            :func:`~lightning_lscore.curve.patience.ln_price`. Asked from 1 to :data:`FARTHEST`
-            at most.
+            :meth:`~lightning_lscore.Formula.ln_price`. Asked from 1 to :data:`FARTHEST` at most.
         best_ln_L: the lowest ln L so far.
         best_spent: what was spent at it, in the unit of ``spent``.
         planned: what will be spent at the end of the plan, in that unit; None without a plan.

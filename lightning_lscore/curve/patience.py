@@ -1,8 +1,8 @@
 """When to stop: the rule by which a run is given up, in money instead of validations.
 
-:class:`Patience` is pure and holds plain numbers only; it knows no torch and no Trainer. A callback
-tells it the two parts of ln L at each validation, perplexity and price (:func:`ln_price`), and how
-much of the plan is spent, and obeys the :class:`Verdict`.
+:class:`Patience` is pure and holds plain numbers only; it knows no torch and no Trainer. It is told
+the two parts of ln L at each validation, perplexity and price (``Formula.ln_price``), and how much
+of the plan is spent; whoever asks obeys the :class:`Verdict`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from ..equation.formula import Formula
-from ..equation.measurements import Measurements
-
 NOISE_WINDOW = 20
 """Second differences of ln T that the noise is estimated from: enough for a steady median, few
 enough to follow a curve whose noise shrinks while the learning rate decays."""
@@ -23,34 +20,6 @@ enough to follow a curve whose noise shrinks while the learning rate decays."""
 _SIGMA = 0.6745 * math.sqrt(6)
 """Median of |second difference| of independent normal noise, in its standard deviations: the second
 difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
-
-
-def ln_price(formula: Formula, measurements: Measurements, growth: float = 1.0) -> float | None:
-    """ln f(D) + ln f(A) + ln f(H), now or once everything that grows has grown ``growth``-fold.
-
-    With growth = planned / spent it is what ``ln_f_at_end`` of :meth:`Patience.update` asks for:
-    the price at the end of the plan, if the run goes on at the speed it had so far.
-
-    Returns:
-        None if a measure that the formula needs is missing, or a factor that is a function has no
-        value so far ahead.
-
-    >>> from lightning_lscore.equation.formula import Factor
-    >>> formula = Formula(D=Factor("tokens", reference=1e9, weight=0.05))
-    >>> round(ln_price(formula, Measurements(tokens=10**9)), 3)
-    0.0
-    >>> round(ln_price(formula, Measurements(tokens=10**9), growth=3), 3)
-    0.069
-    """
-    grown = {name: spent * growth for name, spent in measurements.spent().items()}
-    try:
-        parts = formula.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
-    except (ValueError, ArithmeticError):
-        if growth == 1:
-            raise
-        return None
-    factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
-    return sum(factors) if len(factors) == 3 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +155,7 @@ class Patience:
                 ``ln_f_at_end`` are for the outlook; without them only the patience counts. With
                 ``ratio`` it is what that is a ratio of.
             planned: what will be spent at the end of the plan, in the unit of ``spent``.
-            ln_f_at_end: ln f at the end of the plan, see :func:`ln_price`.
+            ln_f_at_end: ln f at the end of the plan, see :meth:`Formula.ln_price`.
             armed: whether the run may be stopped now. False while the learning rate is still to
                 decay; what happens meanwhile is remembered all the same.
 

@@ -176,7 +176,7 @@ class Factor:
             return None
         if self.idle_price == 1:
             return value
-        busy = measurements.get("gpu_busy_fraction")
+        busy = measurements.get("busy_fraction")
         if value is None or busy is None:
             return None
         return value * (busy + self.idle_price * (1 - busy))
@@ -200,7 +200,7 @@ class Factor:
         """Names of the measures that it needs; none where its weight is 0."""
         if self.weight == 0:
             return ()
-        return (self.measure,) if self.idle_price == 1 else (self.measure, "gpu_busy_fraction")
+        return (self.measure,) if self.idle_price == 1 else (self.measure, "busy_fraction")
 
 
 AnyFactor: TypeAlias = Factor | float | Callable[[Measurements], float]
@@ -317,6 +317,32 @@ class Formula:
             letter: self._ln_factor(letter, measurements) for letter in "DAH"
         }
 
+    def ln_price(self, measurements: Measurements, growth: float = 1.0) -> float | None:
+        """ln f(D) + ln f(A) + ln f(H), now or once everything that grows has grown ``growth``-fold.
+
+        With growth = planned / spent it is the price at the end of the plan, if the run goes on at
+        the speed it had so far.
+
+        Returns:
+            None if a measure that the formula needs is missing, or a factor that is a function has
+            no value so far ahead.
+
+        >>> formula = Formula(D=Factor("tokens", reference=1e9, weight=0.05))
+        >>> round(formula.ln_price(Measurements(tokens=10**9)), 3)
+        0.0
+        >>> round(formula.ln_price(Measurements(tokens=10**9), growth=3), 3)
+        0.069
+        """
+        grown = {name: spent * growth for name, spent in measurements.spending().items()}
+        try:
+            parts = self.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
+        except (ValueError, ArithmeticError):
+            if growth == 1:
+                raise
+            return None
+        factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
+        return sum(factors) if len(factors) == 3 else None
+
     def ln_T(self, measurements: Measurements) -> float | None:
         """ln T, finite also where T is beyond a float; None where it was not measured."""
         if self.T == "perplexity":
@@ -346,7 +372,7 @@ class Formula:
 
     def spending_measure(self, measurements: Measurements) -> str:
         """What to count spending in: the measure of H if it has grown, else of D, else tokens."""
-        spent = measurements.spent()
+        spent = measurements.spending()
         charged = [f.measure for f in (self.H, self.D) if isinstance(f, Factor)]
         return next((name for name in charged if spent.get(name)), "tokens")
 

@@ -52,6 +52,6 @@ def with_level(
     """
     if not reached:
         how = f"unavailable: a perplexity of {level:g} is not reached yet"
-    names = [f"{name}_to_level" for name in measurements.spent()]
+    names = [f"{name}_to_level" for name in measurements.spending()]
     provenance = {**measurements.provenance, **dict.fromkeys(names, how)}
     return replace(measurements, level=level, to_level=reached, provenance=provenance)

@@ -11,26 +11,33 @@ import math
 import numbers
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias
+
+Together: TypeAlias = Literal["sum", "max", "mean", "ratio", "same"]
+"""How the devices and processes of a run come together in one measure: their sum; the largest; the
+mean weighted by time; a ratio of sums over all of them; or a value that all of them share."""
 
 
-def _measure(
-    unit: str,
-    meaning: str,
-    *,
-    logged: bool = True,
-    grows: bool = False,
-    may_be_infinite: bool = False,
-) -> Any:
-    metadata = {
-        "unit": unit,
-        "meaning": meaning,
-        "logged": logged,  # under "lscore/"; the record holds all of them
-        "grows": grows,  # while a run goes on: what is spent
-        "may_be_infinite": may_be_infinite,
-    }
-    return field(default=None, metadata=metadata)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """What is known of one measure, whatever its value: the row of a table."""
+
+    unit: str
+    meaning: str
+    together: Together
+    shown: str = ",.4g"
+    """Format of its value for a reader, see Python's format specification."""
+    logged: bool = True
+    """Whether loggers get it, under ``lscore/``; the record holds every measure."""
+    grows: bool = False
+    """Whether it grows while a run goes on: what is spent."""
+    may_be_infinite: bool = False
+
+
+def _measure(unit: str, meaning: str, together: Together = "ratio", **more: Any) -> Any:
+    row = Measure(unit=unit, meaning=meaning, together=together, **more)
+    return field(default=None, metadata={"measure": row})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,79 +63,123 @@ class Measurements:
     perplexity: float | None = _measure(
         "",
         "held-out perplexity, exp(sum of NLL / counted tokens)",
+        shown=".4f",
         logged=False,
         may_be_infinite=True,
     )
     nll: float | None = _measure(
         "nats/token",
         "mean negative log-likelihood of a held-out token",
+        shown=".4f",
         logged=False,
         may_be_infinite=True,
     )
-    validation_tokens: int | None = _measure("tokens", "held-out tokens that were counted")
-    bits_per_byte: float | None = _measure("bits/byte", "held-out NLL per byte of text")
+    validation_tokens: int | None = _measure("tokens", "held-out tokens that were counted", "sum")
+    bits_per_byte: float | None = _measure(
+        "bits/byte", "held-out NLL per byte of text", shown=".4f"
+    )
     nominal_perplexity: float | None = _measure(
         "",
         "perplexity of a nominal token of 4 bytes, exp(4 x NLL per byte): compares tokenizers",
+        shown=".4f",
         may_be_infinite=True,
     )
 
-    tokens: int | None = _measure("tokens", "training tokens that the model was fed", grows=True)
-    samples: int | None = _measure(
-        "samples", "training sequences that the model was fed", logged=False, grows=True
+    tokens: int | None = _measure(
+        "tokens", "training tokens that the model was fed", "sum", grows=True
     )
-    steps: int | None = _measure("steps", "optimiser steps", logged=False, grows=True)
+    samples: int | None = _measure(
+        "samples", "training sequences that the model was fed", "sum", logged=False, grows=True
+    )
+    steps: int | None = _measure("steps", "optimiser steps", "same", logged=False, grows=True)
     epochs: float | None = _measure(
-        "epochs", "passes over the training set", logged=False, grows=True
+        "epochs", "passes over the training set", "same", logged=False, grows=True
     )
     model_flops: float | None = _measure(
-        "FLOP", "arithmetic that the model needs for its tokens", grows=True
+        "FLOP", "arithmetic that the model needs for its tokens", "sum", grows=True
     )
 
-    trainable_parameters: int | None = _measure("parameters", "parameters with a gradient")
-    total_parameters: int | None = _measure("parameters", "all parameters, tied ones once")
+    trainable_parameters: int | None = _measure("parameters", "parameters with a gradient", "same")
+    total_parameters: int | None = _measure("parameters", "all parameters, tied ones once", "same")
     flops_per_token: float | None = _measure(
         "FLOP/token", "arithmetic of one training token", logged=False
     )
 
     train_hours: float | None = _measure(
-        "h", "wall time of training, without validation", grows=True
+        "h", "wall time of training, without validation", "max", grows=True
     )
     wall_hours: float | None = _measure(
-        "h", "wall time of training and validation together", logged=False, grows=True
+        "h", "wall time of training and validation together", "max", logged=False, grows=True
     )
-    device_hours: float | None = _measure("h", "training time, summed over the devices", grows=True)
+    device_hours: float | None = _measure(
+        "h", "training time, summed over the devices", "sum", grows=True
+    )
     cost: float | None = _measure(
-        "money", "device_hours times the price of each, in the currency of the price", grows=True
+        "money",
+        "device_hours times the price of each, in the currency of the price",
+        "sum",
+        grows=True,
     )
     capacity_flops: float | None = _measure(
-        "FLOP", "what the occupied devices could have computed at their dense peak", grows=True
+        "FLOP",
+        "what the occupied devices could have computed at their dense peak",
+        "sum",
+        grows=True,
     )
     tokens_per_second: float | None = _measure("tokens/s", "training tokens a second of training")
-    mfu: float | None = _measure("", "model FLOPs utilisation: model_flops / capacity_flops")
-    gpu_busy_fraction: float | None = _measure(
-        "", "share of the training time in which the device (GPU, or the CPU's cores) was busy"
+    mfu: float | None = _measure(
+        "", "model FLOPs utilisation: model_flops / capacity_flops", shown=".1%"
     )
-    gpu_sm_clock_mhz: float | None = _measure(
-        "MHz", "mean clock of the GPU's compute units over the training time, idle moments included"
+    busy_fraction: float | None = _measure(
+        "",
+        "share of the training time in which the device (GPU, or the CPU's cores) was busy",
+        "mean",
+        shown=".1%",
     )
-    gpu_throttled_fraction: float | None = _measure(
-        "", "share of the training time in which power, heat or a fault held the GPU's clocks down"
+    sm_clock_mhz: float | None = _measure(
+        "MHz",
+        "mean clock of the GPU's compute units over the training time, idle moments included",
+        "mean",
+        shown=".0f",
     )
-    gpu_throttled_by_power_fraction: float | None = _measure(
-        "", "the part of it in which power was a cause, alone or beside others", logged=False
+    throttled_fraction: float | None = _measure(
+        "",
+        "share of the training time in which power, heat or a fault held the GPU's clocks down",
+        "mean",
+        shown=".1%",
     )
-    gpu_throttled_by_heat_fraction: float | None = _measure(
-        "", "the part of it in which heat was a cause, alone or beside others", logged=False
+    throttled_by_power_fraction: float | None = _measure(
+        "",
+        "the part of it in which power was a cause, alone or beside others",
+        "mean",
+        shown=".1%",
+        logged=False,
     )
-    gpu_memory_mean_gib: float | None = _measure(
-        "GiB", "mean memory in use on one device over the training time", logged=False
+    throttled_by_heat_fraction: float | None = _measure(
+        "",
+        "the part of it in which heat was a cause, alone or beside others",
+        "mean",
+        shown=".1%",
+        logged=False,
     )
-    gpu_memory_peak_gib: float | None = _measure("GiB", "largest memory in use on one device")
-    power_watts: float | None = _measure("W", "mean power of the devices together, in training")
-    energy_kwh: float | None = _measure("kWh", "energy of the devices, in training", grows=True)
+    memory_mean_gib: float | None = _measure(
+        "GiB",
+        "mean memory in use on one device over the training time",
+        "mean",
+        shown=".2f",
+        logged=False,
+    )
+    memory_peak_gib: float | None = _measure(
+        "GiB", "largest memory in use on one device", "max", shown=".2f"
+    )
+    power_watts: float | None = _measure(
+        "W", "mean power of the devices together, in training", "sum", shown=".1f"
+    )
+    energy_kwh: float | None = _measure(
+        "kWh", "energy of the devices, in training", "sum", shown=".4g", grows=True
+    )
     emissions_kg: float | None = _measure(
-        "kg", "CO2-equivalent of energy_kwh, at the carbon intensity given", grows=True
+        "kg", "CO2-equivalent of energy_kwh, at the carbon intensity given", "sum", grows=True
     )
     elasticity: float | None = _measure(
         "", "d ln T / d ln spent since the last validation: what 1 % more spending bought, in %"
@@ -183,7 +234,7 @@ class Measurements:
         to_level = {_TO_LEVEL[name]: v for name, v in measured.items() if name in _TO_LEVEL}
         return cls(**values, to_level=to_level, **others)
 
-    def spent(self) -> dict[str, float]:
+    def spending(self) -> dict[str, float]:
         """The counts of spending that have a value, by name."""
         return {name: v for name in GROWING if (v := getattr(self, name)) is not None}
 
@@ -195,21 +246,19 @@ class Measurements:
 NOMINAL_BYTES = 4
 """Bytes of a nominal token: about what a token of English text has under common tokenizers."""
 
-_FIELDS: dict[str, Mapping[str, Any]] = {
-    f.name: f.metadata for f in fields(Measurements) if "unit" in f.metadata
+_FIELDS: dict[str, Measure] = {
+    f.name: f.metadata["measure"] for f in fields(Measurements) if "measure" in f.metadata
 }
 
-GROWING = tuple(name for name, spec in _FIELDS.items() if spec["grows"])
+GROWING = tuple(name for name, row in _FIELDS.items() if row.grows)
 """The measures that count spending."""
 
 _TO_LEVEL = {f"{name}_to_level": name for name in GROWING}
 
-MEASURES: dict[str, Mapping[str, Any]] = _FIELDS | {
-    to_level: {
-        **_FIELDS[name],
-        "meaning": f"{name} when the level of T was first reached",
-        "grows": False,
-    }
+MEASURES: dict[str, Measure] = _FIELDS | {
+    to_level: replace(
+        _FIELDS[name], meaning=f"{name} when the level of T was first reached", grows=False
+    )
     for to_level, name in _TO_LEVEL.items()
 }
 """Every measure by name, with its unit and meaning; the user's own apart."""
@@ -232,14 +281,14 @@ def _checked(name: str, value: Any) -> float:
     # So are nearly all, and a long file has millions. Neither bool nor numpy's.
     if type(value) in (float, int) and 0 <= value <= sys.float_info.max:
         return value  # type: ignore[no-any-return]
-    spec = MEASURES.get(name, {})
+    row = MEASURES.get(name)
     number = as_number(value)
     if number is None:
         raise ValueError(
             f"Measurements.{name}: expected a number or None, got {short(value)}. "
             "Leave out what was not measured."
         )
-    finite = math.isfinite(number) or spec.get("may_be_infinite", False)
+    finite = math.isfinite(number) or (row is not None and row.may_be_infinite)
     # An NLL is >= 0 up to rounding; an elasticity is negative where spending helps.
     if not finite or (number < 0 and name not in ("nll", "elasticity")):
         raise ValueError(

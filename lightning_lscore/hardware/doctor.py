@@ -21,11 +21,11 @@ from .probe import Probe, ProbeLost, Reading
 
 # What a run has not got without a field of Reading; energy may also come from power.
 _MEASURES = {
-    "busy": ("gpu_busy_fraction",),
-    "memory_used_bytes": ("gpu_memory_mean_gib", "gpu_memory_peak_gib"),
+    "busy": ("busy_fraction",),
+    "memory_used_bytes": ("memory_mean_gib", "memory_peak_gib"),
     "energy_joules": ("energy_kwh", "power_watts", "emissions_kg"),
-    "sm_clock_mhz": ("gpu_sm_clock_mhz",),
-    "throttled": ("gpu_throttled_fraction",),
+    "sm_clock_mhz": ("sm_clock_mhz",),
+    "throttled": ("throttled_fraction",),
 }
 _SHOWN: dict[str, Callable[[Any], str]] = {
     "busy": lambda x: f"{100 * x:.0f} %",

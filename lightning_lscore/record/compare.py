@@ -55,7 +55,7 @@ def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
         m = record.measurements
         if formula.level is not None:
             ln_T = formula.ln_T(m)
-            now = {**m.spent(), "ln_T": math.nan if ln_T is None else ln_T}
+            now = {**m.spending(), "ln_T": math.nan if ln_T is None else ln_T}
             if math.isfinite(now["ln_T"]):
                 reached = reached or first_reached(before, now, math.log(formula.level))
                 before = now

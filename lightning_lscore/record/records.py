@@ -18,9 +18,9 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from ..curve.forecast import Prediction
 from ..equation.formula import Formula, Score
 from ..equation.measurements import MEASURES, Measurements, as_number, short
+from ..equation.prediction import Prediction
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1
@@ -74,7 +74,7 @@ class Record:
             "f_A": score.f_A,
             "f_H": score.f_H,
             "lscore/best_L_expected": self.prediction.get("best_L"),
-            **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k]["logged"]},
+            **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k].logged},
             **{f"lscore/{k}": v for k, v in self.measurements.own.items()},
         }
         return {key: value for key, value in values.items() if value is not None}

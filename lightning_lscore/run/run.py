@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..curve.forecast import Prediction, Unpredictable, predict, thinned
-from ..curve.patience import ln_price
+from ..curve.forecast import predict, thinned
 from ..equation.formula import Formula
 from ..equation.level import first_reached, with_level
 from ..equation.measurements import MEASURES, Measurements
+from ..equation.prediction import Prediction, Unpredictable
 from ..heldout.evaluation import Evaluation
 from ..model.parameters import ParameterCount
 from ..record.records import Record
@@ -69,7 +69,7 @@ class Run:
         ln_T = self.formula.ln_T(measurements)
         before, self.previous = self.previous, {}
         if ln_T is not None and math.isfinite(ln_T):
-            self.previous = {**measurements.spent(), "ln_T": ln_T}
+            self.previous = {**measurements.spending(), "ln_T": ln_T}
         measurements = self._with_elasticity(measurements, before)
         return self._with_level(measurements, before)
 
@@ -114,7 +114,7 @@ class Run:
         """
         formula = self.formula
         assert formula is not None
-        ln_T, ln_f = formula.ln_T(measurements), ln_price(formula, measurements)
+        ln_T, ln_f = formula.ln_T(measurements), formula.ln_price(measurements)
         if ln_T is None or ln_f is None:
             return Unpredictable(reason="There is no L.")
         batches = float(self.spent.batches)
@@ -132,7 +132,7 @@ class Run:
         return predict(
             spent,
             loss,
-            lambda growth: _number(ln_price(formula, measurements, growth)),
+            lambda growth: _number(formula.ln_price(measurements, growth)),
             best_ln_L=self.best[0],
             best_spent=self.best[1],
             planned=planned_batches,
@@ -318,25 +318,25 @@ def measure(
             "estimated: model_flops / capacity_flops",
             "it takes model_flops and capacity_flops",
         ),
-        "gpu_busy_fraction": (
+        "busy_fraction": (
             hardware.busy_fraction,
             sampled,
             reasons.get("busy", no_reading),
         ),
-        "gpu_sm_clock_mhz": (
+        "sm_clock_mhz": (
             hardware.sm_clock_mhz,
             f"measured: sampled over {_share(hardware.sm_clock_known_seconds, spent)}",
             reasons.get("sm_clock_mhz", no_reading),
         ),
-        "gpu_throttled_fraction": (hardware.throttled_fraction, *throttled),
-        "gpu_throttled_by_power_fraction": (hardware.throttled_by_power_fraction, *throttled),
-        "gpu_throttled_by_heat_fraction": (hardware.throttled_by_heat_fraction, *throttled),
-        "gpu_memory_mean_gib": (
+        "throttled_fraction": (hardware.throttled_fraction, *throttled),
+        "throttled_by_power_fraction": (hardware.throttled_by_power_fraction, *throttled),
+        "throttled_by_heat_fraction": (hardware.throttled_by_heat_fraction, *throttled),
+        "memory_mean_gib": (
             None if memory is None else memory / 2**30,
             f"measured: sampled over {_share(hardware.memory_known_seconds, spent)}",
             reasons.get("memory_used_bytes", no_reading),
         ),
-        "gpu_memory_peak_gib": (
+        "memory_peak_gib": (
             hardware.memory_peak_bytes / 2**30 or None,
             sampled,
             reasons.get("memory_used_bytes", no_reading),

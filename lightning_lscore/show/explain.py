@@ -227,11 +227,11 @@ def _table(
 def idle_cost(formula: Formula, record: Record) -> str:
     """What the time in which the devices stood idle costs in L, as a sentence."""
     H, m = formula.H, record.measurements
-    busy = m.gpu_busy_fraction
+    busy = m.busy_fraction
     if not isinstance(H, Factor) or H.measure not in TRAINING_TIME:
         return "Idle time: H does not charge for training time, so that idle devices cost no L."
     if busy is None:
-        return f"Idle time: not known, {m.why_missing('gpu_busy_fraction')}."
+        return f"Idle time: not known, {m.why_missing('busy_fraction')}."
     with_idle, without = H.ln(m), replace(H, idle_price=0.0).ln(m)
     if with_idle is None or without is None:
         return f"Idle time: not known, {m.why_missing(H.measure)}."
@@ -317,10 +317,10 @@ def _of_T(record: Record, formula: Formula) -> str:
 def _measured_by(letter: str, formula: Formula) -> str:
     factor = formula.T if letter == "T" else getattr(formula, letter)
     if isinstance(factor, str):
-        return f"{factor}: {MEASURES[factor]['meaning']}"
+        return f"{factor}: {MEASURES[factor].meaning}"
     if not isinstance(factor, Factor):
         return f"the constant {factor:g}" if isinstance(factor, float) else "a function"
-    meaning = "a measure of your own" if factor.own else MEASURES[factor.measure]["meaning"]
+    meaning = "a measure of your own" if factor.own else MEASURES[factor.measure].meaning
     return f"{factor.measure}: {meaning}"
 
 
@@ -335,7 +335,7 @@ def _must_buy(formula: Formula, letters: str) -> str:
 def _amount(value: float | None, factor: Factor) -> str:
     if value is None:
         return "-"
-    unit = "" if factor.own else MEASURES[factor.measure]["unit"]
+    unit = "" if factor.own else MEASURES[factor.measure].unit
     if unit == "h" and value < 0.1:
         value, unit = value * 3600, "s"
     return (

@@ -42,7 +42,7 @@ def spending_summary(records: Sequence[Record]) -> str:
     spent = [f"spent: {_spending(last)}"]
     m = last.measurements
     if m.mfu is not None:
-        busy = "" if m.gpu_busy_fraction is None else f", busy {m.gpu_busy_fraction:.0%}"
+        busy = "" if m.busy_fraction is None else f", busy {m.busy_fraction:.0%}"
         spent.append(f"model FLOPs utilisation {m.mfu:.1%} of the peak{busy}")
     if best is None:
         why = "; ".join(last.score.missing) or "every L is NaN"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.patience import NOISE_WINDOW, Patience, ln_price
+from lightning_lscore.curve.patience import NOISE_WINDOW, Patience
 from lightning_lscore.equation.formula import Factor, Formula
 from lightning_lscore.equation.measurements import Measurements
 
@@ -112,11 +112,11 @@ def test_the_price_is_that_of_the_formula_now_and_at_the_end():
         trainable_parameters=10**8,
         capacity_flops=0.25 * 6e17 / 0.4,
     )
-    assert ln_price(formula, now, growth=4) == pytest.approx(0)
-    assert ln_price(formula, now) == pytest.approx(math.log(formula.score(now).L) - 3.1)
-    assert ln_price(formula, Measurements(tokens=1)) is None
-    assert ln_price(Formula(D=Factor("tokens", 1e9, c=0)), Measurements(tokens=0)) == -math.inf
-    assert ln_price(Formula(D=0.5), Measurements()) == pytest.approx(math.log(0.5))
+    assert formula.ln_price(now, growth=4) == pytest.approx(0)
+    assert formula.ln_price(now) == pytest.approx(math.log(formula.score(now).L) - 3.1)
+    assert formula.ln_price(Measurements(tokens=1)) is None
+    assert Formula(D=Factor("tokens", 1e9, c=0)).ln_price(Measurements(tokens=0)) == -math.inf
+    assert Formula(D=0.5).ln_price(Measurements()) == pytest.approx(math.log(0.5))
 
 
 def test_a_function_that_has_no_value_ahead_has_no_price_there():
@@ -124,10 +124,10 @@ def test_a_function_that_has_no_value_ahead_has_no_price_there():
     m = Measurements(tokens=10)
     for function in (lambda m: 15 - m.tokens, lambda m: 1 / (20 - m.tokens)):
         formula = Formula(D=function)
-        assert ln_price(formula, m) is not None
-        assert ln_price(formula, m, growth=2) is None
+        assert formula.ln_price(m) is not None
+        assert formula.ln_price(m, growth=2) is None
     with pytest.raises(ValueError, match=r"Formula\.D"):
-        ln_price(Formula(D=lambda m: -1), m)
+        Formula(D=lambda m: -1).ln_price(m)
 
 
 def test_a_start_at_no_spending_needs_no_special_case():

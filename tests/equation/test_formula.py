@@ -618,7 +618,7 @@ def baseline(**measured):
 
 def test_a_baseline_ends_with_its_perplexity_times_its_constants(tmp_path):
     """All that grew is its own reference; measures, weights and c stay."""
-    run = baseline(gpu_busy_fraction=0.25)
+    run = baseline(busy_fraction=0.25)
     frozen = Formula.from_record(run)
     assert frozen.score(run.measurements).L == pytest.approx(20.0 * 0.9)
     assert frozen.D == Factor("tokens", 1000.0, 0.3, c=0.5)
@@ -638,7 +638,7 @@ def test_a_baseline_without_a_measure_is_refused():
 @pytest.mark.parametrize(("price", "charged"), [(1.0, 8.0), (0.0, 2.0), (0.5, 5.0), (3.0, 20.0)])
 def test_idle_time_costs_its_price(price, charged):
     """A quarter of eight hours is busy, the rest idle."""
-    m = Measurements(device_hours=8.0, gpu_busy_fraction=0.25)
+    m = Measurements(device_hours=8.0, busy_fraction=0.25)
     assert Factor("device_hours", 1.0, idle_price=price).priced(m) == charged
 
 
@@ -648,7 +648,7 @@ def test_an_idle_price_needs_the_busy_fraction():
         Measurements(perplexity=2.0, device_hours=8.0)
     )
     assert score.f_H is None
-    assert [reason.split(":")[0] for reason in score.missing] == ["gpu_busy_fraction"]
+    assert [reason.split(":")[0] for reason in score.missing] == ["busy_fraction"]
 
 
 def test_only_time_can_be_idle():

@@ -124,7 +124,7 @@ def test_every_measure_says_its_unit_and_meaning():
     names -= {"level", "to_level", "own", "provenance"}
     assert set(MEASURES) == names | {f"{name}_to_level" for name in GROWING}
     assert {"tokens", "epochs", "device_hours"} <= set(GROWING)
-    assert all(spec["meaning"] and isinstance(spec["unit"], str) for spec in MEASURES.values())
+    assert all(row.meaning and isinstance(row.unit, str) for row in MEASURES.values())
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_nvml_refuses_is_unavailable_with_its_reason(monkeypatch):
     found, missing = examined(NvmlProbe(H100))
     assert found["busy"] == "unavailable: NVML: Not Supported"
     assert found["energy"] == "estimated in a run, by integrating the power"
-    assert missing == {"gpu_busy_fraction": "NVML: Not Supported"}
+    assert missing == {"busy_fraction": "NVML: Not Supported"}
 
 
 def test_a_mig_slice_lacks_what_its_board_alone_can_tell(monkeypatch):
@@ -77,8 +77,8 @@ def test_a_mig_slice_lacks_what_its_board_alone_can_tell(monkeypatch):
     device = Device(key=f"MIG-{UUID}", name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", kind="cuda")
     found, missing = examined(NvmlProbe(device))
     assert found["memory_used_bytes"] == "12.00 GiB"
-    board_only = {"gpu_busy_fraction", "energy_kwh", "power_watts", "emissions_kg"}
-    assert set(missing) == {*board_only, "gpu_sm_clock_mhz", "gpu_throttled_fraction"}
+    board_only = {"busy_fraction", "energy_kwh", "power_watts", "emissions_kg"}
+    assert set(missing) == {*board_only, "sm_clock_mhz", "throttled_fraction"}
     assert all("whole board" in missing[measure] for measure in board_only)
 
 
@@ -119,8 +119,8 @@ def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
     assert found["busy"] == "unavailable: nothing reads these yet"
     assert "no peak of Some accelerator in float32 is known" in found["peak float32"]
     assert set(missing) == {
-        "capacity_flops", "mfu", "gpu_busy_fraction", "gpu_memory_mean_gib", "gpu_memory_peak_gib",
-        "energy_kwh", "power_watts", "emissions_kg", "gpu_sm_clock_mhz", "gpu_throttled_fraction",
+        "capacity_flops", "mfu", "busy_fraction", "memory_mean_gib", "memory_peak_gib",
+        "energy_kwh", "power_watts", "emissions_kg", "sm_clock_mhz", "throttled_fraction",
     }  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.forecast import Prediction
 from lightning_lscore.equation.formula import Factor, Formula
 from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.equation.prediction import Prediction
 from lightning_lscore.record import records
 from lightning_lscore.record.records import (
     RECORD_FILE,

@@ -80,9 +80,9 @@ def test_measurements_follow_from_what_was_spent():
         "capacity_flops": 7.2e9,
         "tokens_per_second": 8000 / 3600,
         "mfu": 8000 * 5200 / 7.2e9,
-        "gpu_busy_fraction": 0.5,
-        "gpu_memory_mean_gib": 2,
-        "gpu_memory_peak_gib": 3,
+        "busy_fraction": 0.5,
+        "memory_mean_gib": 2,
+        "memory_peak_gib": 3,
         "power_watts": 200,
         "energy_kwh": 0.1,
         "emissions_kg": 0.04,
@@ -129,7 +129,7 @@ def test_what_is_not_known_is_absent_and_never_zero():
     device = {**DEVICE, "peak_flops": None, "peak_source": "unavailable: unknown device"}
     m = measured(spent=spent, epochs=None, devices=[device])
     absent = ["tokens", "samples", "epochs", "model_flops", "capacity_flops", "tokens_per_second"]
-    absent += ["mfu", "gpu_busy_fraction", "gpu_memory_peak_gib", "power_watts", "energy_kwh"]
+    absent += ["mfu", "busy_fraction", "memory_peak_gib", "power_watts", "energy_kwh"]
     absent += ["bits_per_byte", "flops_per_token"]
     assert {name: m.get(name) for name in absent} == dict.fromkeys(absent)
     assert "count_tokens" in m.provenance["tokens"]
@@ -147,10 +147,10 @@ def test_reasons_of_the_sampler_reach_the_provenance():
         "memory_used_bytes": "no memory",
     }
     provenance = measured(spent=spent, reasons=reasons).provenance
-    assert provenance["gpu_busy_fraction"] == "unavailable: no NVML"
+    assert provenance["busy_fraction"] == "unavailable: no NVML"
     assert provenance["energy_kwh"] == "unavailable: no counter"
     assert provenance["power_watts"] == "unavailable: no counter", "it is the energy's mean"
-    assert provenance["gpu_memory_peak_gib"] == "unavailable: no memory"
+    assert provenance["memory_peak_gib"] == "unavailable: no memory"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_idle_device_is_measured_as_zero_busy():
     """0 from readings is a measurement."""
     totals = Totals(observed_seconds=4.0, busy_known_seconds=4.0)
     m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals}))
-    assert m.gpu_busy_fraction == 0.0
+    assert m.busy_fraction == 0.0
 
 
 # ---------------------------------------------------------------- the formula

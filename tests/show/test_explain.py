@@ -37,7 +37,7 @@ def record(step, perplexity, formula=FORMULA, **changes):
             "tokens": 100 * step,
             "trainable_parameters": 100,
             "device_hours": step / 10,
-            "gpu_busy_fraction": 0.25,
+            "busy_fraction": 0.25,
             **changes,
         }
     )
@@ -184,7 +184,7 @@ def test_what_idle_time_costs_is_the_factor_beside_that_of_busy_time(price):
 
 def test_idle_time_that_is_unknown_or_free_is_said():
     """No number is made up."""
-    unknown = idle_cost(FORMULA, record(5, 9.0, gpu_busy_fraction=None))
+    unknown = idle_cost(FORMULA, record(5, 9.0, busy_fraction=None))
     assert unknown == "Idle time: not known, unavailable: nobody measured it."
     free = Formula(H=Factor("energy_kwh", 1.0))
     assert "cost no L" in idle_cost(free, RUN[0])

@@ -48,7 +48,7 @@ RUN = [
         device_hours=4.0,
         energy_kwh=1.25,
         mfu=0.256,
-        gpu_busy_fraction=0.5,
+        busy_fraction=0.5,
     ),
 ]
 
