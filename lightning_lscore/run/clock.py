@@ -36,6 +36,11 @@ class Clock:
         self._since = None
 
     @property
+    def runs(self) -> bool:
+        """Whether it counts at this moment."""
+        return self._since is not None
+
+    @property
     def seconds(self) -> float:
         """Seconds counted so far."""
         return self._before + (self._now() - self._since if self._since is not None else 0.0)

@@ -1,4 +1,4 @@
-"""One process's part of a fit: its clock, the tokens it trained on, the devices it occupied."""
+"""A stretch of training on one process: its clock, its tokens, the devices that it occupies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from .clock import Clock
 from .spending import Spending
 
 
-class Session:
+class Segment:
     """Counts while training goes on, stands still while it does not.
+
+    A run has one segment for each fit: it begins where a fit starts or resumes, and ends with it.
 
     Args:
         devices: of the whole run; their sampler reads those of this process.
-        before: what all ranks had spent when the session began.
+        before: what all ranks had spent when the segment began.
         ranks: how many processes train together, each on batches of its own.
         counts: False on a process whose batches another one has as well, and counts: a peer of
             tensor parallelism.
@@ -57,7 +59,7 @@ class Session:
         self._counts = counts
         self._batches_per_epoch = max(1, batches_per_epoch)
         self._settled = before  # by all ranks, when they were last asked
-        self._share_then = Spending()
+        self._mine_then = Spending()
         self._price = price_per_device_hour
         self._carbon_intensity = carbon_intensity
         self._clock, self._wall = Clock(now), Clock(now)
@@ -69,9 +71,23 @@ class Session:
         self._clock.resume()
         self.devices.sampler.resume()
 
-    def pause(self) -> None:
-        """Training stands still, for a validation say."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    @property
+    def batches(self) -> int:
+        """Micro-batches of this process, and those before the segment."""
+        return self._before.batches + self.tokens.batches
+
+    @property
+    def runs(self) -> bool:
+        """Whether training goes on at this moment."""
+        return self._clock.runs
+
+    def pause(self, *, wait: bool = True) -> None:
+        """Training stands still, for a validation say.
+
+        Args:
+            wait: whether to wait for the GPU before the time is read.
+        """
+        if wait and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             # Steps that still queue on a GPU are training, so their time is awaited before it is
             # read. This is the only synchronisation, once a validation.
             torch.cuda.synchronize()
@@ -84,8 +100,8 @@ class Session:
         self._wall.pause()
         self.devices.sampler.stop()
 
-    def share(self) -> Spending:
-        """What this rank has spent in this session; time and capacity are the whole run's."""
+    def spending(self) -> Spending:
+        """What this rank has spent in this segment; time and capacity are the whole run's."""
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
         seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
@@ -109,7 +125,7 @@ class Session:
         )
 
     def numbers(self, mine: Spending) -> list[float]:
-        """What this rank's share adds to the sum over the ranks, equally long on each of them."""
+        """What this process adds to the sum over the ranks, equally long on each of them."""
         if not self._counts:  # each batch counts once
             mine = replace(mine, tokens=0, samples=0, model_flops=0.0)
         return mine.numbers(slots=max(map(len, self.devices.read_by)))
@@ -117,9 +133,9 @@ class Session:
     def settle(self, mine: Spending, ranks: Sequence[Sequence[float]]) -> Spending:
         """What all ranks have spent since the run began, from the :meth:`numbers` of each."""
         pairs = zip(ranks, self.devices.read_by, strict=True)
-        shares = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
-        self._share_then = mine
-        self._settled = self._before.then(Spending.over_ranks(shares))
+        everyone = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
+        self._mine_then = mine
+        self._settled = self._before.then(Spending.over_ranks(everyone))
         return self._settled
 
     def total(self) -> Spending:
@@ -127,11 +143,11 @@ class Session:
 
         Exact for one process, and for several whose batches hold equally many tokens.
         """
-        return self._settled.grown(self._share_then, self.share(), self._ranks)
+        return self._settled.grown(self._mine_then, self.spending(), self._ranks)
 
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         """Why the sampler could not read something, by its name in a ``Reading``."""
         merged: dict[str, str] = {}
-        for reasons in self.devices.sampler.reasons().values():
-            merged.update(reasons)
+        for missing in self.devices.sampler.missing().values():
+            merged.update(missing)
         return merged
