@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .callback import LScore
     from .heldout.perplexity import Perplexity
     from .heldout.text import TextEvaluation, evaluate_text
+    from .run.tracker import Tracker
     from .stopping import CostEarlyStopping
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "Record",
     "Score",
     "TextEvaluation",
+    "Tracker",
     "evaluate_text",
     "read_records",
 ]
@@ -36,6 +38,7 @@ _LAZY = {
     "LScore": "callback",
     "Perplexity": "heldout.perplexity",
     "TextEvaluation": "heldout.text",
+    "Tracker": "run.tracker",
     "evaluate_text": "heldout.text",
 }
 
