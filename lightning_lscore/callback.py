@@ -22,9 +22,10 @@ from .heldout.capture import Capture
 from .heldout.evaluation import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .plan import RateWatch, planned_batches
-from .record.records import Record
+from .record.record import Record
 from .run.options import Options, expect
 from .run.own_measures import OwnMeasure
+from .run.plan import Plan
 from .run.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class LScore(Callback):
         # EarlyStopping then looks for a value that nothing has logged.
         for key, value in tracker.logged.items():
             trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
-        tracker.planned_batches = planned_batches(trainer)
+        tracker.plan = Plan(batches=planned_batches(trainer))
         tracker.precision = str(trainer.precision)
         tracker.device = trainer.strategy.root_device
         tracker.start(
@@ -291,12 +292,12 @@ class LScore(Callback):
                 "LScore(labels_are_shifted=True) or False."
             )
         if tracker.is_training:
-            tracker.planned_batches = planned_batches(trainer)
-            record = tracker.score(
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                source=source,
+            tracker.plan = Plan(
+                batches=planned_batches(trainer),
                 decay_may_come=self._rates.stand_before_a_decay(trainer),
+            )
+            record = tracker.score(
+                step=trainer.global_step, epoch=trainer.current_epoch, source=source
             )
             values, counted = tracker.logged, record.measurements.validation_tokens
         else:

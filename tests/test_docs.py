@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 FABRIC = [str(Path(sys.executable).with_name("fabric")), "run", "--accelerator", "cpu"]
 
 
-@pytest.mark.parametrize("launcher", [[], [*FABRIC, "--devices", "2"]], ids=["python", "fabric run"])
+@pytest.mark.parametrize(
+    "launcher", [[], [*FABRIC, "--devices", "2"]], ids=["python", "fabric run"]
+)
 def test_a_loop_of_ones_own_measures_and_scores(launcher, tmp_path):
     """With Fabric, on one process and on two, which train on as many tokens together."""
     page = (ROOT / "docs" / "fabric.md").read_text(encoding="utf-8")

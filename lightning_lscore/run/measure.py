@@ -14,6 +14,7 @@ from ..equation.evidence import OccupiedDevice
 from ..equation.measurements import MEASURES, Measurements
 from ..heldout.evaluation import Evaluation
 from ..model.parameters import ParameterCount
+from .segment import Segment
 from .spending import Spending
 
 NO_VALIDATION = (
@@ -42,6 +43,27 @@ def together(*parts: Part) -> Measurements:
     own = {name: values.pop(name) for name in [*values] if name not in MEASURES}
     provenance = {name: one.provenance for name, one in found.items()}
     return Measurements(**values, own=own, provenance=provenance)
+
+
+def everything(
+    evaluation: Evaluation | None,
+    spent: Spending,
+    segment: Segment,
+    parameters: ParameterCount,
+    *,
+    steps: int,
+    own_values: Mapping[str, float],
+) -> Measurements:
+    """All that one validation measured; ``evaluation`` and ``spent`` are over all processes."""
+    devices = segment.devices.described
+    return together(
+        held_out(evaluation),
+        data(spent, steps, spent.epochs if segment.has_epochs else None),
+        model(spent, parameters, segment.flops.convention),
+        time(spent, devices),
+        hardware(spent, devices, segment.missing()),
+        own(own_values),
+    )
 
 
 def held_out(evaluation: Evaluation | None) -> Part:

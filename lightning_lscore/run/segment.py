@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..hardware.devices import Devices
+from ..model.counted_step import CountedStep
 from ..model.flops import FlopsModel
 from ..model.tokens import TokenCounter
 from .clock import Clock
@@ -29,7 +30,8 @@ class Segment:
         counts: False on a process whose batches another one has as well, and counts: a peer of
             tensor parallelism.
         batches_per_epoch: of one rank; infinite if the training set has no length.
-        flops: what the model needs for a token; may be replaced, and counts for all tokens then.
+        flops: what the model needs for a token.
+        counts_flops: whether to count them in the first step instead, for all tokens then.
         count_tokens, loaders: see :class:`TokenCounter`.
         price_per_device_hour: what one device costs; None: not known.
         carbon_intensity: g CO2-equivalent per kWh; None: not known.
@@ -45,6 +47,7 @@ class Segment:
         counts: bool = True,
         batches_per_epoch: float = math.inf,
         flops: FlopsModel,
+        counts_flops: bool = False,
         count_tokens: Callable[[Any], int] | None = None,
         loaders: Any = None,
         price_per_device_hour: float | None = None,
@@ -54,6 +57,7 @@ class Segment:
         self.devices = devices
         self.tokens = TokenCounter(count_tokens, loaders)
         self.flops = flops
+        self._counted_step = CountedStep() if counts_flops else None
         self._before = before
         self._ranks = ranks
         self._counts = counts
@@ -70,6 +74,11 @@ class Segment:
         """Training goes on."""
         self._clock.resume()
         self.devices.sampler.resume()
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the training set has a length, and so passes over it a number."""
+        return self._batches_per_epoch < math.inf
 
     @property
     def batches(self) -> int:
@@ -94,8 +103,26 @@ class Segment:
         self._clock.pause()
         self.devices.sampler.pause()
 
+    def begin_step(self) -> None:
+        """Tell that a step begins: the first one's FLOP are counted, if asked for."""
+        if self._counted_step is not None and not self._counted_step.is_counting:
+            self._counted_step.start()
+
+    def count(self, batch: Any, tokens: int | None = None) -> None:
+        """Count a batch that was trained on, or just the number of its tokens."""
+        if tokens is None:
+            self.tokens.add(batch)
+        else:
+            self.tokens.add_counted(tokens)
+        if self._counted_step is not None:
+            step, self._counted_step = self._counted_step, None
+            step.stop()
+            self.flops = step.flops_model(self.tokens.by_length, self.flops)
+
     def stop(self) -> None:
         """Ends the sampler's thread; what was counted stays. It waits for no device."""
+        if self._counted_step is not None:
+            self._counted_step.stop()
         self._clock.pause()
         self._wall.pause()
         self.devices.sampler.stop()

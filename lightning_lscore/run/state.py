@@ -12,7 +12,8 @@ from typing import Any
 
 from ..equation.formula import Formula
 from ..model.parameters import ParameterCount
-from ..record.records import Record
+from ..record.record import Record
+from .plan import Plan
 from .progress import Progress
 from .spending import Spending
 
@@ -39,21 +40,16 @@ class RunState:
     """Of the set that the last validation counted."""
     progress: Progress = field(default_factory=Progress)
 
-    def settle_formula(
-        self, parameters: ParameterCount, planned_tokens: float | None = None
-    ) -> Formula:
-        """Return the formula in force; make it from the run's own plan if none was given.
+    def settle_formula(self, parameters: ParameterCount, plan: Plan) -> Formula:
+        """Return the formula in force; make it from the run's first plan if none was given.
 
-        Args:
-            parameters: of the whole model.
-            planned_tokens: to train on in all. Default: the planned batches, times the tokens that
-                a batch had so far.
+        The plan's tokens, or the batches of the first fit times the tokens of a batch so far.
         """
         if self.formula is None:
-            planned, spent = self.planned_batches, self.spent
-            if planned_tokens is None and planned and spent.batches:
-                planned_tokens = planned * spent.tokens / spent.batches
-            self.formula = Formula.for_plan(parameters=parameters.total, tokens=planned_tokens)
+            tokens, planned, spent = plan.tokens, self.planned_batches, self.spent
+            if tokens is None and planned and spent.batches:
+                tokens = planned * spent.tokens / spent.batches
+            self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
         return self.formula
 
     def count_lost(self, written: Sequence[Record]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import os
 import warnings
@@ -15,25 +14,19 @@ from torch import nn
 
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
-from ..equation.measurements import Measurements
-from ..equation.prediction import Unpredictable
 from ..hardware.devices import find_devices
 from ..heldout.evaluation import Evaluation, HeldOut
-from ..model.counted_step import CountedStep
-from ..model.flops import FlopsModel, flops_of
-from ..model.parameters import ParameterCount, count_parameters
 from ..model.sharded import counts_here, peers
-from ..record.records import RECORD_FILE, Record, append_record, records_since, versions
-from . import measure, processes
+from ..record.record import Record
+from . import processes
+from .architecture import Architecture
+from .ledger import Ledger
 from .options import Options, expect
 from .own_measures import OwnMeasure, values_of
+from .plan import Plan
+from .scoring import score_run
 from .segment import Segment
 from .state import RunState
-
-_DECAY_MAY_COME = Unpredictable(
-    reason="The learning rate stands still and has a scheduler: its decay may come, and brings "
-    "more than the curve so far can tell."
-)
 
 
 class Tracker:
@@ -117,28 +110,32 @@ class Tracker:
         )
         fits = planned_tokens is None or 0 < planned_tokens < math.inf
         expect(fits, "planned_tokens", "a finite number > 0", planned_tokens)
-        self.planned_tokens = planned_tokens
-        self.planned_batches: float | None = None
-        """Micro-batches that each process is set to train on, where tokens are not known before."""
-        self.directory = directory
+        self.plan = Plan(tokens=planned_tokens)
+        """How far the run is set to go; replace it when that changes."""
         self.precision = precision
         self.device: torch.device | None = None
         """Where the sums lie, and what processes exchange. Default: the model's."""
         self.last_record: Record | None = None
         """The newest validation, None before."""
-        self._model: nn.Module | None = model
-        # A strategy that shards leaves each process a part, so the whole is counted before.
-        self._whole = count_parameters(model)
-        self._whole_flops = flops_of(model)
+        self._architecture = Architecture(model, flops_per_token)
         self._state = RunState(formula=self._options.given_formula)
         self._resumed = False
         self._segment: Segment | None = None
-        self._has_epochs = False
-        self._counted_step: CountedStep | None = None
         self._held_out: list[HeldOut] = []
-        self._resume_after: bool = False
+        self._resume_after = False  # the evaluation
         self._warn = warn or _warn_on_rank_0
         self._warned: set[str] = set()
+        self._ledger = Ledger(prefix, self.warn_once)
+        self.directory = directory
+
+    @property
+    def directory(self) -> str | os.PathLike[str] | None:
+        """Where rank 0 keeps the record; None: there is none."""
+        return self._ledger.directory
+
+    @directory.setter
+    def directory(self, directory: str | os.PathLike[str] | None) -> None:
+        self._ledger.directory = directory
 
     @property
     def formula(self) -> Formula | None:
@@ -194,15 +191,16 @@ class Tracker:
         """
         if self._segment is not None:
             return
-        if self._model is None:
+        model = model or self._architecture.model
+        if model is None:
             raise RuntimeError("expected an open Tracker, got one after close(); make another.")
-        self._model = model = model or self._model
+        self._architecture.model = model
         self.device = self.device or _device_of(model)
         state, options = self._state, self._options
         if self._resumed:
-            self._count_what_was_lost()
+            self._ledger.count_lost(state)
         if state.planned_batches is None and state.formula is None:
-            state.planned_batches = self.planned_batches
+            state.planned_batches = self.plan.batches
         devices = find_devices(
             model,
             self.device,
@@ -216,15 +214,14 @@ class Tracker:
         state.spent, state.lost_device_hours = processes.gather_objects(
             (state.spent, state.lost_device_hours)
         )[0]
-        self._has_epochs = 0 < batches_per_epoch < math.inf
-        self._counted_step = CountedStep() if options.flops_per_token == "count" else None
         self._segment = Segment(
             devices,
             before=state.spent,
             ranks=processes.world_size() // peers(device_mesh),
             counts=counts_here(device_mesh, None),
             batches_per_epoch=batches_per_epoch,
-            flops=self._flops(model),
+            flops=self._architecture.flops,
+            counts_flops=options.flops_per_token == "count",
             count_tokens=options.count_tokens,
             loaders=loaders,
             price_per_device_hour=options.price_per_device_hour,
@@ -247,8 +244,8 @@ class Tracker:
 
     def begin_step(self) -> None:
         """Tell that the next step begins: the first one's FLOP are counted, if asked for."""
-        if self._counted_step is not None and not self._counted_step.is_counting:
-            self._counted_step.start()
+        if self._segment is not None:
+            self._segment.begin_step()
 
     def count(self, batch: Any = None, *, tokens: int | None = None) -> None:
         """Count a batch that the model was trained on, on this process.
@@ -261,20 +258,12 @@ class Tracker:
         Raises:
             RuntimeError: before the first :meth:`training`.
         """
-        segment = self._segment
-        if segment is None:
+        if self._segment is None:
             raise RuntimeError(
                 "expected count() after training has begun, got it before; put the loop into "
                 "`with tracker.training():`."
             )
-        if tokens is None:
-            segment.tokens.add(batch)
-        else:
-            segment.tokens.add_counted(tokens)
-        if self._counted_step is not None:
-            step, self._counted_step = self._counted_step, None
-            step.stop()
-            segment.flops = step.flops_model(segment.tokens.by_length, segment.flops)
+        self._segment.count(batch, tokens)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -300,7 +289,7 @@ class Tracker:
         segment, options = self._segment, self._options
         self._resume_after = segment is not None and segment.runs
         self.pause()
-        device = self.device or _device_of(self._model)
+        device = self.device or _device_of(self._architecture.model)
         self._held_out = [
             HeldOut(options.ignore_index, device, options.bytes_counter, options.compile)
             for _ in range(loaders)
@@ -337,7 +326,6 @@ class Tracker:
         step: int | None = None,
         epoch: int | None = None,
         source: str = "given by the loop",
-        decay_may_come: bool = False,
     ) -> Record:
         """Score the run as it stands, with the newest evaluation, and add it to the record.
 
@@ -348,8 +336,6 @@ class Tracker:
             step: optimiser steps so far. Default: the batches counted.
             epoch: Default: that of the batches counted.
             source: how logits and labels were found, in words.
-            decay_may_come: whether the learning rate stands still and may decay later: no curve
-                foretells what that brings.
         """
         segment = self._segment
         if segment is None:
@@ -357,44 +343,24 @@ class Tracker:
         running = segment.runs
         self.pause()
         evaluation, own = self._exchange(source)
-        state, spent = self._state, self._state.spent
-        parameters = self._parameters()
-        measured = measure.together(
-            measure.held_out(evaluation),
-            measure.data(
-                spent,
-                spent.batches if step is None else step,
-                spent.epochs if self._has_epochs else None,
-            ),
-            measure.model(spent, parameters, segment.flops.convention),
-            measure.time(spent, segment.devices.described),
-            measure.hardware(spent, segment.devices.described, segment.missing()),
-            measure.own(own),
-        )
-        formula = state.settle_formula(parameters, self.planned_tokens)
-        measured = state.progress.take_in(formula, measured, spent.batches)
-        record = self.last_record = Record(
-            run=state.id,
-            batch=spent.batches,
-            step=spent.batches if step is None else step,
-            epoch=int(spent.epochs) if epoch is None else epoch,
-            time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            measurements=measured,
-            score=formula.score(measured),
-            formula=formula.to_dict(),
-            evaluation=None if evaluation is None else evaluation.summary(),
-            lost_device_hours=state.lost_device_hours,
-            prediction=_DECAY_MAY_COME
-            if decay_may_come
-            else state.progress.forecast(formula, measured, self._planned_batches(measured)),
-            devices=segment.devices.described,
-            hardware={key: seen.use() for key, seen in spent.devices.items()},
-            versions=versions(),
+        record = self.last_record = score_run(
+            self._state,
+            segment,
+            evaluation,
+            self._architecture.parameters,
+            self.plan,
+            own=own,
+            step=step,
+            epoch=epoch,
         )
         self._note_the_set(evaluation)
         values = record.logged_values() | _each_loader(evaluation)
-        state.logged = {self._options.prefix + key: float(v) for key, v in values.items()}
-        self._write(record, segment)
+        self._state.logged = {self._options.prefix + key: float(v) for key, v in values.items()}
+        if record.score.L is None:
+            self.warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
+        for message in segment.devices.sampler.messages():
+            self.warn_once(message)
+        self._ledger.write(record)
         if running:
             self.resume()
         return record
@@ -412,7 +378,7 @@ class Tracker:
         record, formula = self.last_record, self.formula
         if record is None or formula is None:
             return None
-        measured, planned = record.measurements, self._planned_batches(record.measurements)
+        measured, planned = record.measurements, self.plan.batches_in_all(self._state.spent)
         ln_T, ln_f = formula.ln_T(measured), formula.ln_price(measured)
         if ln_T is None or ln_f is None:
             return None
@@ -457,62 +423,6 @@ class Tracker:
                 "and with the same limit_val_batches."
             )
 
-    def _planned_batches(self, measured: Measurements) -> float | None:
-        batches = self._state.spent.batches
-        if self.planned_tokens is None or not measured.tokens:
-            return self.planned_batches
-        return self.planned_tokens / measured.tokens * batches
-
-    def _parameters(self) -> ParameterCount:
-        now = self._whole if self._model is None else count_parameters(self._model)
-        return max(now, self._whole, key=lambda count: count.total)
-
-    def _flops(self, model: nn.Module) -> FlopsModel:
-        given = self._options.flops_per_token
-        if given is not None and given != "count":
-            return FlopsModel.given(given)
-        now = count_parameters(model)
-        if now == self._whole or now.total < self._whole.total:
-            return self._whole_flops  # FSDP1 makes one parameter of several
-        return flops_of(model)
-
-    # ------------------------------------------------------------------ the record
-
-    @property
-    def record_path(self) -> str | None:
-        """Where this process writes the record; None where it does not."""
-        if self.directory is None or processes.rank() != 0:
-            return None
-        return os.path.join(self.directory, self._options.prefix + RECORD_FILE)
-
-    def _write(self, record: Record, segment: Segment) -> None:
-        if record.score.L is None:
-            self.warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
-        for message in segment.devices.sampler.messages():
-            self.warn_once(message)
-        path = self.record_path
-        if path is None:
-            return
-        try:
-            append_record(path, record)
-        except OSError as error:
-            self.warn_once(
-                f"cannot write its record to {path} ({error}); training and logging go on without "
-                "it. Check the folder, or give the Trainer another default_root_dir."
-            )
-
-    def _count_what_was_lost(self) -> None:
-        path, state = self.record_path, self._state
-        if path is None:
-            return
-        try:
-            state.count_lost(records_since(path, state.id, state.spent.batches))
-        except (OSError, ValueError) as error:
-            self.warn_once(
-                f"cannot tell from {path} what the run lost since its checkpoint ({error}); "
-                "training goes on. Check the file: it may be another program's."
-            )
-
     # ------------------------------------------------------------------ the checkpoint
 
     def state_dict(self) -> dict[str, Any]:
@@ -543,15 +453,12 @@ class Tracker:
         The thread that reads the hardware ends. What was counted stays.
         """
         segment, self._segment = self._segment, None
-        step, self._counted_step = self._counted_step, None
-        if step is not None:
-            step.stop()
         if segment is not None:
             segment.stop()
             # A GPU that failed cannot be asked for its last counts, and raises again.
             with contextlib.suppress(RuntimeError):
                 self._state.spent = segment.total()
-        self._held_out, self._model = [], None
+        self._held_out, self._architecture.model = [], None
 
     def warn_once(self, message: str) -> None:
         """Warn, but not again of the same."""

@@ -13,6 +13,7 @@ from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.hardware.meter import Totals
 from lightning_lscore.model.parameters import ParameterCount
 from lightning_lscore.record.records import Record
+from lightning_lscore.run.plan import Plan
 from lightning_lscore.run.progress import Progress
 from lightning_lscore.run.spending import Spending
 from lightning_lscore.run.state import RunState
@@ -52,7 +53,7 @@ SPENT = Spending(
 def test_the_formula_is_made_from_the_runs_own_plan():
     """Planned batches times the tokens a batch of all ranks, counted so far."""
     run = RunState(spent=SPENT, planned_batches=200.0)
-    formula = run.settle_formula(PARAMETERS)
+    formula = run.settle_formula(PARAMETERS, Plan())
     assert formula == Formula.for_plan(parameters=1000, tokens=80_000)
     assert run.formula is formula
 
@@ -60,22 +61,24 @@ def test_the_formula_is_made_from_the_runs_own_plan():
 def test_a_formula_once_settled_stays():
     """What was spent since, or another plan, changes nothing."""
     run = RunState(spent=SPENT, planned_batches=200.0)
-    formula = run.settle_formula(PARAMETERS)
+    formula = run.settle_formula(PARAMETERS, Plan())
     run.spent, run.planned_batches = SPENT.then(SPENT), 7.0
-    assert run.settle_formula(PARAMETERS) is formula
+    assert run.settle_formula(PARAMETERS, Plan()) is formula
     given_ = Formula(D=0.5)
-    assert RunState(formula=given_, planned_batches=3.0).settle_formula(PARAMETERS) is given_
+    assert (
+        RunState(formula=given_, planned_batches=3.0).settle_formula(PARAMETERS, Plan()) is given_
+    )
 
 
 def test_without_a_plan_the_formula_is_compute_optimal():
     """A run without a finite end is charged against the law."""
-    formula = RunState(spent=SPENT).settle_formula(PARAMETERS)
+    formula = RunState(spent=SPENT).settle_formula(PARAMETERS, Plan())
     assert formula.D.reference == compute_optimal_tokens(1000)
 
 
 def test_a_validation_before_the_first_batch_settles_a_formula():
     """A run may go on from a checkpoint that LScore was not part of, validation first."""
-    formula = RunState(planned_batches=200.0).settle_formula(PARAMETERS)
+    formula = RunState(planned_batches=200.0).settle_formula(PARAMETERS, Plan())
     assert formula.score(Measurements(perplexity=3.0, tokens=0)).perplexity == 3.0
 
 
