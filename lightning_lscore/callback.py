@@ -55,59 +55,59 @@ __all__ = ["Callback", "LScore"]
 
 
 class LScore(Callback):
-    """Logs the cost-adjusted perplexity L = perplexity(T) · f(D) · f(A) · f(H) at each validation.
+    """Log the cost-adjusted perplexity L = perplexity(T) · f(D) · f(A) · f(H) at each validation.
 
-    ``L``, ``perplexity``, ``f_D``, ``f_A``, ``f_H`` and, under ``lscore/``, what they were made
-    of reach every logger, ``ModelCheckpoint(monitor="L")``, ``EarlyStopping(monitor="L")`` and the
-    progress bar. One JSON line a validation goes to ``lscore.jsonl`` in the run's log directory.
+    ``L``, ``perplexity``, ``f_D``, ``f_A``, ``f_H`` and, under ``lscore/``, what they are made of
+    reach every logger, ``ModelCheckpoint(monitor="L")``, ``EarlyStopping(monitor="L")`` and the
+    progress bar. Each validation adds a line to ``lscore.jsonl`` in the run's log directory.
 
-    NaN logits make perplexity and L NaN, a held-out token of probability 0 makes them infinite;
-    they are logged so, and training goes on.
+    NaN logits make perplexity and L NaN, and a held-out token of probability 0 makes them infinite.
+    They are logged as such, and training goes on.
 
-    Counters go on when a fit resumes from a checkpoint, and when the same Trainer fits again; a
-    fit that begins at step 0 begins at zero. ``trainer.validate`` alone logs the perplexity. A run
-    that is never validated leaves one line at its end: what it spent, without an L.
+    Counters go on when a fit resumes from a checkpoint, and when the same Trainer fits again. A fit
+    that begins at step 0 begins at zero. ``trainer.validate`` on its own logs the perplexity. A run
+    without a validation leaves one line at its end: what it spent, without an L.
 
     Args:
-        formula: what L charges for what: a :class:`Formula`, or the path of one saved as JSON.
-            Default: the run's own plan, see :meth:`Formula.for_plan`. A formula given here counts
-            before the one in a checkpoint.
+        formula: what L charges for: a :class:`Formula`, or the path of one saved as JSON. Default:
+            the run's own plan, see :meth:`Formula.for_plan`. A formula given here takes precedence
+            over the one in a checkpoint.
         logits_and_labels: function (module, outputs, batch) -> (logits [B, T, V], labels [B, T]),
-            for modules where they are not found by themselves. ``outputs`` is what
-            validation_step returned.
-        labels_are_shifted: whether label t is already the token after input t. Default: read off
-            the batch; where that is not possible, labels are taken to be a copy of the input, as
-            transformers models expect them, with a warning.
-        from_loss: where no logits are found, take the mean loss that validation_step returns for
-            the mean NLL of the labels. Wrong if the loss holds anything else: auxiliary terms,
-            label smoothing.
-        count_tokens: function batch -> training tokens in it, for batches without a tensor of
-            token numbers, or with padding and no ``attention_mask`` by that name.
-        count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or
-            a function of the counted token ids [n] to the bytes of their text. ``len`` for a model
-            that reads bytes.
-        measures: measures of your own by name, each a function (trainer, module) -> number >= 0, or
-            None where it has no value. They are called at each validation, logged as
-            ``lscore/<name>``, and charged for by ``Factor(name, reference=..., own=True)``. What
-            rank 0 says counts.
-        price_per_device_hour: what one device costs, for the measure ``cost``.
+            for modules where LScore does not find them. ``outputs`` is what validation_step
+            returned.
+        labels_are_shifted: whether label t is already the token after input t. Default: inferred
+            from the batch; where that is impossible, LScore takes labels for a copy of the input,
+            as transformers models expect them, and warns.
+        from_loss: where LScore finds no logits, use the mean loss that validation_step returns as
+            the mean NLL of the labels. Wrong if the loss contains anything else, such as auxiliary
+            terms or label smoothing.
+        count_tokens: function batch -> training tokens in it, for batches without a tensor of token
+            ids, or with padding and no ``attention_mask`` by that name.
+        count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or a
+            function of the counted token ids [n] to the bytes of their text. Use ``len`` for a
+            model that reads bytes.
+        measures: your own measures by name, each a function (trainer, module) -> number >= 0, or
+            None where it has no value. LScore calls them at each validation, logs them as
+            ``lscore/<name>``, and ``Factor(name, reference=..., own=True)`` charges for them. The
+            value on rank 0 counts.
+        price_per_device_hour: price of one device, for the measure ``cost``.
         carbon_intensity: of the electricity, in g CO2-equivalent per kWh, for the measure
             ``emissions_kg``. It differs by grid and hour, so there is no default.
-        flops_per_token: FLOP that the model needs for a training token, forward and backward;
-            "count": counted in the first batch of each fit. Default: estimated from the model's
-            structure, see :func:`~lightning_lscore.model.flops.flops_of`.
-        ignore_index: label of the positions that are not counted.
-        compile: read the held-out logits in one compiled loop, on a GPU in one kernel: some seconds
-            at the first validation, then on a CPU twice as fast in float32 and 1.3 times in
-            bfloat16 (benchmarks/perplexity.py). It pays where a model is small beside its
-            vocabulary. Without a compiler nothing changes.
+        flops_per_token: FLOP that the model needs for a training token, forward and backward, or
+            "count" to count them in the first batch of each fit. Default: estimated from the
+            model's structure, see :func:`~lightning_lscore.model.flops.flops_of`.
+        ignore_index: label of the positions that do not count.
+        compile: read the held-out logits in one compiled loop, on a GPU in one kernel. Compiling
+            takes some seconds at the first validation; then it is twice as fast on a CPU in float32
+            and 1.3 times in bfloat16 (benchmarks/perplexity.py). It pays where a model is small
+            beside its vocabulary. Without a compiler nothing changes.
         sample_interval: seconds between readings of the hardware.
-        prefix: put before every key and the record's file name, so that two LScore callbacks with
+        prefix: prepended to every key and to the record's file name, so two LScore callbacks with
             different formulas can work side by side.
 
     Raises:
-        ValueError: for arguments that make no sense; at the first validation batch if no logits
-            and labels were found; at the end of a validation that counted no token.
+        ValueError: for invalid arguments; at the first validation batch if LScore finds no logits
+            and labels; at the end of a validation that counted no token.
         FileNotFoundError: if ``formula`` is a path that does not exist.
     """
 
@@ -152,7 +152,7 @@ class LScore(Callback):
         # Made once: Lightning asks for it at every hook of every step, for its profiler.
         self._state_key = self._generate_state_key(prefix=prefix)
         self.tracker: Tracker | None = None
-        """What is counted and scored, from the setup of a fit on; None before."""
+        """Counts and scores the run; None before ``setup``."""
         self._before: Tracker | None = None  # of the fit before, until this one has begun
         self._capture = Capture(function, labels_are_shifted, ignore_index, from_loss)
         self._loaders: list[Any] = []  # for validation
@@ -165,7 +165,7 @@ class LScore(Callback):
 
     @property
     def last_record(self) -> Record | None:
-        """The newest validation of a fit, None before."""
+        """The newest validation of a fit; None before the first."""
         return None if self.tracker is None else self.tracker.last_record
 
     @property
@@ -338,15 +338,15 @@ class LScore(Callback):
 
     @property
     def state_key(self) -> str:
-        """What the callback's state is stored under; two instances differ by their prefix."""
+        """Key of the state in a checkpoint; two instances differ by their prefix."""
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's memory, in plain numbers, strings, lists and dictionaries."""
+        """Return the run's memory, in plain numbers, strings, lists and dictionaries."""
         return self._tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state for the fit that follows; validating a checkpoint leaves a run alone."""
+        """Keep the state for the fit that follows; validating a checkpoint leaves a run alone."""
         if self._stage == "fit":
             self._restored = state_dict
 
@@ -358,9 +358,9 @@ class LScore(Callback):
         return self.tracker
 
     def _skip_idle_hooks(self) -> None:
-        """Spares each step the hooks that do nothing: Lightning passes over what is no function.
+        """Spare each step the hooks that do nothing: Lightning skips what is no function.
 
-        Finding and profiling a hook takes it longer than what LScore does in a step.
+        Lightning takes longer to find and profile a hook than LScore needs for a step.
         """
         for name in _STEP_HOOKS:
             own = getattr(type(self), name)
@@ -379,9 +379,9 @@ def _directory(trainer: Trainer) -> str | None:
 
 
 def _validation_loaders(trainer: Trainer) -> list[Any]:
-    """Those that come one after the other; a CombinedLoader of another mode counts as one.
+    """Return the loaders that run in turn; a CombinedLoader of another mode counts as one.
 
-    Of the batches of all loaders it makes one.
+    Such a loader makes one batch of the batches of all.
     """
     loop = getattr(trainer, "_evaluation_loop", None)
     loader = getattr(loop, "_combined_loader", None)

@@ -20,8 +20,8 @@ EPOCHS = 8
 with_known_peak()
 
 
-def shard(data: DataLoader, shuffled: bool = False) -> DataLoader:
-    """This process's part, as Lightning deals it."""
+def shard(data: DataLoader, shuffled: bool) -> DataLoader:
+    """This process's part, as Lightning deals it: for training it shuffles, on several processes."""
     if not dist.is_initialized():
         return data
     sampler = DistributedSampler(data.dataset, shuffle=shuffled)
@@ -49,12 +49,15 @@ def by_trainer(folder: Path, processes: int) -> None:
 def by_hand(folder: Path, processes: int) -> None:
     pl.seed_everything(0, verbose=False)
     model = PlainLM(lr=0.5)
-    train, valid = shard(loader(16, batch=2)), shard(loader(8, seed=1))
+    train = shard(loader(16, batch=2), shuffled=True)
+    valid = shard(loader(8, seed=1), shuffled=False)
     tokens = EPOCHS * 16 * 12
     tracker = Tracker(model, planned_tokens=tokens, directory=folder, price_per_device_hour=2.0)
     wrapped = DistributedDataParallel(model) if processes > 1 else model
     optimizer = model.configure_optimizers()
-    for _ in range(EPOCHS):
+    for epoch in range(EPOCHS):
+        if processes > 1:
+            train.sampler.set_epoch(epoch)
         with tracker.training():
             for batch in train:
                 logits = wrapped(batch["input_ids"])
