@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What LScore adds to the start of a fit: from the call of ``fit`` to its first batch.
 
-Fits with and without LScore take turns, in an order that alternates; each pair gives one difference.
-The process has measured the device's peak before, in fits that do not count: that happens once.
-The exit status is 1 where the median difference exceeds the limit.
+Fits with and without LScore take turns, and each pair gives one difference. The first pairs do not
+count: what happens once in a process, such as measuring the device's peak, happens in them. The
+exit status is 1 if the median difference exceeds the limit.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --pairs 100 --accelerators cuda

@@ -44,10 +44,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_lscore import Factor
 from lightning_lscore.curve.calibrate import calibrate
 from lightning_lscore.curve.forecast import predict
 from lightning_lscore.curve.patience import Patience
-from lightning_lscore.equation.formula import Factor
 from lightning_lscore.equation.prediction import Prediction
 
 DATA = Path(__file__).parent / "data"
