@@ -21,7 +21,7 @@ with_known_peak()
 
 
 def shard(data: DataLoader, shuffled: bool) -> DataLoader:
-    """This process's part, as Lightning deals it: for training it shuffles, on several processes."""
+    """This process's part, as Lightning deals it: shuffled for training on several processes."""
     if not dist.is_initialized():
         return data
     sampler = DistributedSampler(data.dataset, shuffle=shuffled)
