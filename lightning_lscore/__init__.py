@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from .equation.formula import Factor, Formula, Score
 from .equation.measurements import Measurements
-from .record.records import Record, read_records
+from .record.file import read_records
+from .record.record import Record
 
 if TYPE_CHECKING:
     from .callback import LScore

@@ -14,6 +14,7 @@ import lightning.pytorch
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core import rank_zero
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -31,11 +32,13 @@ from .run.tracker import Tracker
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 else:
+    _log = rank_zero.log
     try:  # two packages of the same code, each with a Callback that its command line asks for
         import pytorch_lightning
     except ImportError:  # lightning 2.6 brings it along
         Callback = lightning.pytorch.Callback
     else:
+        rank_zero.log = _log  # importing it sends Lightning's messages to another logger
 
         class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
             """A callback of either package."""

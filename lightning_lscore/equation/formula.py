@@ -25,7 +25,7 @@ from .measurements import (
 )
 
 if TYPE_CHECKING:
-    from ..record.records import Record
+    from ..record.record import Record
 
 # These stay the same while a run goes on; everything else grows with it.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
@@ -441,7 +441,7 @@ class Formula:
             ValueError: if the record's formula holds a function, or a measure of it was missing.
         """
         if isinstance(run, (str, os.PathLike)):
-            from ..record.records import read_run
+            from ..record.file import read_run
 
             run = read_run(run)[-1]
         formula = cls.from_dict(run.formula)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..record.records import versions
+from ..record.versions import versions
 from .devices import compute_dtype, probe_of
 from .nvml import NvmlProbe, driver_versions
 from .peaks import measured_peak, peak_flops

@@ -18,7 +18,8 @@ from lightning_lscore.equation.formula import (
     compute_optimal_tokens,
 )
 from lightning_lscore.equation.measurements import MEASURES, Measurements
-from lightning_lscore.record.records import Record, append_record
+from lightning_lscore.record.file import append_record
+from lightning_lscore.record.record import Record
 
 WEIGHTS = st.floats(0, 10)
 SOFTNESS = st.floats(0, 100)

@@ -31,7 +31,12 @@ class FakeSampler:
         readings = self.told.count("resume")
         joules = self.watts * 3600 * readings
         peak = 7 * bool(readings)
-        seen = Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
+        seen = Totals(
+            readings=readings,
+            memory_peak_bytes=peak,
+            energy_joules=joules,
+            energy_known_seconds=3600.0 * readings,
+        )
         return {"GPU-1": seen}
 
     def missing(self):

@@ -12,7 +12,7 @@ from lightning_lscore.equation.formula import Factor, Formula, compute_optimal_t
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.hardware.meter import Totals
 from lightning_lscore.model.parameters import ParameterCount
-from lightning_lscore.record.records import Record
+from lightning_lscore.record.record import Record
 from lightning_lscore.run.plan import Plan
 from lightning_lscore.run.progress import Progress
 from lightning_lscore.run.spending import Spending

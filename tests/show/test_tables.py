@@ -13,7 +13,7 @@ from lightning_lscore.equation.formula import Factor, Formula, Score
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Prediction, Unpredictable
 from lightning_lscore.record.comparable import best_record
-from lightning_lscore.record.records import Record
+from lightning_lscore.record.record import Record
 from lightning_lscore.show.device_table import SHOWN_DEVICES, device_table
 from lightning_lscore.show.tables import expectation, spending_summary, validation_table
 
