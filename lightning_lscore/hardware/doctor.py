@@ -6,17 +6,18 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from statistics import median
 from typing import Any
 
 import torch
 
-from ..record.records import versions
-from .devices import compute_dtype, probe_of
+from .devices import compute_dtype
+from .measured_peak import measured_peak
 from .nvml import NvmlProbe, driver_versions
-from .peaks import measured_peak, peak_flops
+from .peaks import peak_flops
+from .places import probe_of
 from .probe import Probe, ProbeLost, Reading
 
 # What a run has not got without a field of Reading; energy may also come from power.
@@ -41,6 +42,7 @@ def examine(
     precision: str = "32-true",
     seconds: float = 2.0,
     *,
+    versions: Mapping[str, str],
     probes: Sequence[Probe] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[str]:
@@ -49,10 +51,11 @@ def examine(
     Args:
         precision: the Trainer's, e.g. ``"bf16-mixed"``: peaks are those of its matrix products.
         seconds: how long each device is read, to see its counters move.
+        versions: of the packages that a run rests on, by name.
         probes: of the devices. Default: all GPUs that torch shows this process, else the CPU.
         now: monotonic seconds.
     """
-    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield f"{installed}, Python {platform.python_version()}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     yield f"CUDA_VISIBLE_DEVICES: {'not set' if visible is None else visible or 'empty'}"
