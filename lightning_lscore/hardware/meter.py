@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .energy import Energy
+from .gauges import GAUGES
 from .probe import Reading
 from .totals import Totals
 
@@ -55,8 +56,7 @@ class Meter:
         self._last: tuple[float, float] | None = None  # t and trained at the last reading
         self._energy = Energy(max_gap)
         self._observed = 0.0
-        self._busy, self._memory, self._clock = _Integral(), _Integral(), _Integral()
-        self._throttled, self._by_power, self._by_heat = _Integral(), _Integral(), _Integral()
+        self._integrals = [_Integral() for _ in GAUGES]  # in their order: functions do not pickle
         self._peak = self._readings = 0
 
     @property
@@ -84,13 +84,8 @@ class Meter:
         if self._last is not None and t - self._last[0] <= self._max_gap:
             seconds = trained - self._last[1]
             self._observed += seconds if reading != Reading() else 0.0
-            self._busy.add(reading.busy_fraction, seconds)
-            self._memory.add(reading.memory_used_bytes, seconds)
-            self._clock.add(reading.sm_clock_mhz, seconds)
-            if reading.throttled is not None:
-                self._throttled.add(bool(reading.throttled), seconds)
-                self._by_power.add("power" in reading.throttled, seconds)
-                self._by_heat.add("heat" in reading.throttled, seconds)
+            for gauge, integral in zip(GAUGES, self._integrals, strict=True):
+                integral.add(gauge.value(reading), seconds)
         self._energy.add(reading, t, trained)
         self._peak = max(self._peak, reading.memory_used_bytes or 0)
         self._readings += 1
@@ -104,27 +99,21 @@ class Meter:
     def totals(self, t: float | None = None) -> Totals:
         """What is known by now; t extends the training time, not what was observed of it."""
         more = max(0.0, t - self._latest) if t is not None and self._training else 0.0
-        shared = Totals(
-            busy_seconds=self._busy.sum, memory_peak_bytes=self._peak, readings=self._readings
-        )
+        integrals = list(zip(GAUGES, self._integrals, strict=True))
         if not self.owner:
-            return shared
+            sums = {gauge.sum: each.sum for gauge, each in integrals if gauge.adds_up}
+            return Totals(**sums, memory_peak_bytes=self._peak, readings=self._readings)
         joules, estimated, seconds = self._energy.known()
-        return shared + Totals(
+        return Totals(
+            **{gauge.sum: each.sum for gauge, each in integrals},
+            **{gauge.known: each.known for gauge, each in integrals},
             training_seconds=self._trained + more,
             observed_seconds=self._observed,
-            busy_known_seconds=self._busy.known,
-            memory_byte_seconds=self._memory.sum,
-            memory_known_seconds=self._memory.known,
-            sm_clock_mhz_seconds=self._clock.sum,
-            sm_clock_known_seconds=self._clock.known,
-            throttled_seconds=self._throttled.sum,
-            throttled_by_power_seconds=self._by_power.sum,
-            throttled_by_heat_seconds=self._by_heat.sum,
-            throttled_known_seconds=self._throttled.known,
             energy_joules=joules,
             energy_estimated_joules=estimated,
             energy_known_seconds=seconds,
+            memory_peak_bytes=self._peak,
+            readings=self._readings,
         )
 
     def _advance(self, t: float) -> None:

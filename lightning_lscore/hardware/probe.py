@@ -16,7 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-__all__ = ["Device", "Probe", "ProbeLost", "Reading", "SilentProbe", "for_every_measure"]
+__all__ = [
+    "Device",
+    "Probe",
+    "ProbeLost",
+    "Reading",
+    "SilentProbe",
+    "for_every_measure",
+    "why_missing",
+]
 
 
 class ProbeLost(RuntimeError):
@@ -92,3 +100,12 @@ class SilentProbe:
 
 def for_every_measure(why: str) -> Mapping[str, str]:
     return {f.name: why for f in fields(Reading)}
+
+
+def why_missing(reading: Reading, why: Mapping[str, str], otherwise: str) -> dict[str, str]:
+    """Return a reason for each measure that the reading lacks: from ``why``, or ``otherwise``."""
+    return {
+        f.name: why.get(f.name, otherwise)
+        for f in fields(Reading)
+        if getattr(reading, f.name) is None
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..equation.evidence import DeviceUse
+from .gauges import GAUGES, GIB
 
 __all__ = ["Totals"]
 
@@ -69,18 +70,17 @@ class Totals:
         Means are weighted by time. Ranks that share a host's CPU may each count a little too much
         CPU time: their sum is cut at the whole device.
         """
-        gib, throttled = 2**30, self.throttled_known_seconds
-        busy = _ratio(self.busy_seconds, self.busy_known_seconds)
+        means = {
+            gauge.measure: _ratio(getattr(self, gauge.sum) / gauge.unit, getattr(self, gauge.known))
+            for gauge in GAUGES
+        }
+        if means["busy_fraction"] is not None:
+            means["busy_fraction"] = min(means["busy_fraction"], 1.0)
         known = self.energy_known_seconds
         return DeviceUse(
+            **means,
             coverage=_ratio(self.observed_seconds, self.training_seconds),
-            busy_fraction=None if busy is None else min(busy, 1.0),
-            sm_clock_mhz=_ratio(self.sm_clock_mhz_seconds, self.sm_clock_known_seconds),
-            throttled_fraction=_ratio(self.throttled_seconds, throttled),
-            throttled_by_power_fraction=_ratio(self.throttled_by_power_seconds, throttled),
-            throttled_by_heat_fraction=_ratio(self.throttled_by_heat_seconds, throttled),
-            memory_mean_gib=_ratio(self.memory_byte_seconds / gib, self.memory_known_seconds),
-            memory_peak_gib=self.memory_peak_bytes / gib or None,
+            memory_peak_gib=self.memory_peak_bytes / GIB or None,
             power_watts=_ratio(self.energy_joules, known),
             energy_kwh=self.energy_joules / 3.6e6 if known else None,
         )

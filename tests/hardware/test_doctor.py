@@ -56,7 +56,7 @@ def test_a_gpu_that_answers_is_described_with_the_period_of_its_counter(monkeypa
     driver = FakeNvml([gpu]).install(monkeypatch)
     found, missing = examined(NvmlProbe(H100), Ticks(gpu))
     assert found["identity"] == f"GPU-{UUID} (cuda)"
-    assert found["busy_fraction"] == "75 %"
+    assert found["busy_fraction"] == "75.0%"
     assert found["power_watts"] == "350.0 W"
     assert found["memory_used_bytes"] == "12.00 GiB"
     assert found["sm_clock_mhz"] == "1755 MHz"
@@ -114,7 +114,7 @@ def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
         return ticks()
 
     found, missing = examined(NvmlProbe(H100), now)
-    assert found["busy_fraction"] == "75 %"
+    assert found["busy_fraction"] == "75.0%"
     assert "NVML lost the device" in found["lost while being read"]
     assert missing == {}
 

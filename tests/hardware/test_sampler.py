@@ -405,7 +405,19 @@ def test_a_silent_probe_counts_time_and_says_why_it_knows_no_more(started):
 
 @pytest.mark.parametrize(
     "module",
-    ["probe", "library", "totals", "energy", "meter", "sampler", "cpu", "nvml", "amd", "peaks"],
+    [
+        "probe",
+        "library",
+        "totals",
+        "gauges",
+        "energy",
+        "meter",
+        "sampler",
+        "cpu",
+        "nvml",
+        "amd",
+        "peaks",
+    ],
 )
 def test_the_hardware_modules_import_neither_torch_nor_a_vendor(module):
     program = (
