@@ -267,7 +267,7 @@ class LScore(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         repeated = repeated_samples(self._loaders[dataloader_idx], batch_idx)
-        self._capture.start_batch(batch, self._held_out[dataloader_idx].update, repeated)
+        self._capture.start_batch(batch, self._held_out[dataloader_idx], repeated)
 
     def on_validation_batch_end(
         self,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..equation.evidence import EvaluationSet
 from ..equation.measurements import exp
+from .nll import Rows, given_rows, measure_rows
 from .perplexity import Perplexity
 
 _BITS = (1 << 40) - 1  # of a fingerprint: sums of some thousand ranks stay exact in a float64
@@ -49,10 +50,36 @@ class HeldOut:
         self._longest: Tensor | None = None
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds logits [B, T, V] and, for each of them, the token that came next [B, T]."""
-        self._perplexity.update(logits, labels)
+        """Add logits and the token that came next after each of them; nothing is shifted here.
+
+        Args:
+            logits: [..., V], with any number of leading dimensions: [B, T, V], [T, V], [V], ...
+            labels: [...], of which the last dimension is the sequence.
+
+        Raises:
+            TypeError, ValueError: as :func:`~lightning_lscore.heldout.nll.row_nll`.
+        """
+        compile = self._perplexity.compiled
+        self._add(measure_rows(logits, labels, self._ignore_index, compile), labels)
+
+    def update_nll(self, nll: Tensor, labels: Tensor) -> None:
+        """Add NLL that is known already.
+
+        Args:
+            nll: nats, [...] as the labels, or a scalar, the mean over the labels that count.
+            labels: [...], as for :meth:`update`.
+
+        Raises:
+            TypeError: NLL that is not floating point.
+            ValueError: NLL of another shape, logits for example.
+        """
+        self._add(given_rows(nll, labels, self._ignore_index), labels)
+
+    def _add(self, rows: Rows, labels: Tensor) -> None:
+        self._perplexity.add_rows(rows)
         if not labels.numel():
             return
+        labels = labels if labels.ndim else labels[None]
         counted = labels != self._ignore_index
         mark, longest = fingerprint(labels, counted), counted.sum(-1).max()
         # Sums stay on the device: nothing here makes the host wait for it.
@@ -79,7 +106,11 @@ class HeldOut:
 
 
 def fingerprint(labels: Tensor, counted: Tensor) -> Tensor:
-    """A number that tells sets of sequences apart; an int64 scalar, of which 40 bits count.
+    """Return a number that tells sets of sequences apart; an int64 scalar, of which 40 bits count.
+
+    Args:
+        labels: [..., T], of which the last dimension is the sequence.
+        counted: which labels count, of the same shape.
 
     The sum of a hash of each counted label and the one before it. Neither the order of sequences
     nor their division into batches and ranks changes it; another text, another tokenizer, or
@@ -87,7 +118,7 @@ def fingerprint(labels: Tensor, counted: Tensor) -> Tensor:
     """
     labels = labels.long()
     before = torch.zeros_like(labels)
-    before[:, 1:] = torch.where(counted[:, :-1], labels[:, :-1] + 1, 0)
+    before[..., 1:] = torch.where(counted[..., :-1], labels[..., :-1] + 1, 0)
     # Multiply and fold as in splitmix64; int64 wraps around.
     h = labels * -7046029254386353131 + before * -4658895280553007687
     h = (h ^ (h >> 31)) * -7723592293110705685
@@ -161,16 +192,16 @@ class Evaluation:
             return f"measured: {self.source}; infinite because a held-out token has probability 0"
         return f"measured: {self.source}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the record, as JSON types."""
-        return {
-            "tokens": list(self.tokens),
-            "perplexities": list(self.perplexities),
-            "source": self.source,
-            "bytes": None if self.bytes is None else list(self.bytes),
-            "fingerprints": list(self.fingerprints),
-            "longest": list(self.longest),
-        }
+    def summary(self) -> EvaluationSet:
+        """Return what a record says of the set."""
+        return EvaluationSet(
+            tokens=self.tokens,
+            perplexities=self.perplexities,
+            source=self.source,
+            bytes=self.bytes,
+            fingerprints=self.fingerprints,
+            longest=self.longest,
+        )
 
 
 def _mean(total: float, count: int) -> float:
