@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from .equation.formula import Formula
 from .heldout.capture import Capture
-from .heldout.evaluation import HeldOut
+from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .plan import RateWatch, planned_batches
 from .record.record import Record

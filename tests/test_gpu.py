@@ -23,7 +23,7 @@ from lightning_lscore.hardware.meter import Meter
 from lightning_lscore.hardware.nvml import cuda_probe
 from lightning_lscore.hardware.probe import Reading
 from lightning_lscore.hardware.sampler import Sampler
-from lightning_lscore.heldout.evaluation import HeldOut
+from lightning_lscore.heldout.held_out import HeldOut
 from lightning_lscore.heldout.nll import _built
 
 pytestmark = [

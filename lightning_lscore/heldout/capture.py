@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..model.sharded import Part, counts_here, is_sharded, row_shapes, whole
 from ..model.tokens import find_mask, find_tokens, integer_tensors
-from .evaluation import HeldOut
+from .held_out import HeldOut
 from .language_models import Call, LanguageModel, hidden_nll, transformers_language_models
 from .nll import row_nll, token_nll
 
