@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .equation.formula import Formula
 from .heldout.capture import Capture
-from .heldout.evaluation import HeldOut
+from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .plan import RateWatch, planned_batches
 from .record.record import Record
@@ -270,7 +270,7 @@ class LScore(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         repeated = repeated_samples(self._loaders[dataloader_idx], batch_idx)
-        self._capture.start_batch(batch, self._held_out[dataloader_idx].update, repeated)
+        self._capture.start_batch(batch, self._held_out[dataloader_idx], repeated)
 
     def on_validation_batch_end(
         self,

@@ -24,7 +24,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,12 +107,22 @@ def token_nll(
     return nll.sum(), counted.sum()
 
 
-def measure_rows(
-    logits: Tensor, labels: Tensor, ignore_index: int | None, compile: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL, whether it counts, and whether the label is invalid, each of the labels' shape."""
+class Rows(NamedTuple):
+    """What logits cost their labels; each tensor has the labels' shape."""
+
+    nll: Tensor
+    """float64, nats; 0 where ignored."""
+    counted: Tensor
+    """Whether the label counts."""
+    invalid: Tensor
+    """Whether a label that counts is outside the vocabulary."""
+
+
+def measure_rows(logits: Tensor, labels: Tensor, ignore_index: int | None, compile: bool) -> Rows:
+    """NLL of logits [..., V], see :func:`row_nll`."""
     with torch.no_grad():
-        v, part = logits.shape[-1], Part.of(logits) if is_sharded(logits) else None
+        v = logits.shape[-1] if logits.ndim else 0
+        part = Part.of(logits) if is_sharded(logits) else None
         if part is not None:
             logits, labels = part.logits, part.own(labels)
         _check(logits, labels, v)
@@ -126,16 +136,28 @@ def measure_rows(
         else:
             nll = _nll(x, t.clamp(0, v - 1), counted, compile)
         counted, wrong = counted.to(nll.device), wrong.to(nll.device)
-        return nll.masked_fill(~counted, 0.0).masked_fill(wrong, math.nan), counted, wrong
+        nll = nll.masked_fill(~counted, 0.0).masked_fill(wrong, math.nan)
+        return Rows(nll, counted, wrong)
 
 
-def given_rows(
-    nll: Tensor, labels: Tensor, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`measure_rows`, of NLL that is known: [...] as the labels, or one mean of them."""
+def given_rows(nll: Tensor, labels: Tensor, ignore_index: int | None) -> Rows:
+    """Rows of known NLL: [...] as the labels, or a scalar, the mean over those that count.
+
+    Raises:
+        TypeError: NLL that is not floating point.
+        ValueError: NLL of another shape.
+    """
+    if nll.shape not in (torch.Size(), labels.shape):
+        raise ValueError(
+            f"expected NLL of shape {list(labels.shape)}, as its labels, or a scalar mean,"
+            f" got {list(nll.shape)}; give logits to update."
+        )
+    if not nll.is_floating_point():
+        raise TypeError(f"expected floating point NLL, got {nll.dtype}; give nats.")
     nll = _wide(nll.detach())
     counted = _counted(labels, ignore_index).to(nll.device)
-    return nll.expand(counted.shape).masked_fill(~counted, 0.0), counted, torch.zeros_like(counted)
+    nll = nll.expand(counted.shape).masked_fill(~counted, 0.0)
+    return Rows(nll, counted, torch.zeros_like(counted))
 
 
 def _counted(labels: Tensor, ignore_index: int | None) -> Tensor:

@@ -317,6 +317,8 @@ def test_right_where_torchmetrics_is_not():
             r"\[2, 4, 9\].*\[2, 3\].*move",
         ),
         (torch.zeros(4, 9), torch.zeros(4).long(), ValueError, r"3 dimensions.*\[4, 9\].*None"),
+        (torch.zeros(2, 4), torch.zeros(2, 4).long(), ValueError, r"\[2, 4\].*NLL.*update_nll"),
+        (torch.tensor(1.5), torch.zeros(2, 4).long(), ValueError, r"got shape \[\].*update_nll"),
         (torch.zeros(2, 4, 0), torch.zeros(2, 4).long(), ValueError, "Expected logits"),
         (torch.zeros(2, 4, 9).long(), torch.zeros(2, 4).long(), TypeError, "torch.int64.*swapped"),
         (torch.zeros(2, 4, 9), torch.zeros(2, 4), TypeError, "torch.float32.*token ids"),
@@ -436,15 +438,39 @@ def test_known_nll_is_added_up_as_well():
     expected.update(logits, labels)
     nll = row_nll(logits, labels)
     nll[1, 1:] = math.nan
-    metric.update(nll, labels)
-    metric.update(expected.nll().float(), labels)
+    metric.update_nll(nll, labels)
+    metric.update_nll(expected.nll().float(), labels)
     assert metric.count == 2 * expected.count == 8
     assert metric.nll() == pytest.approx(expected.nll().item(), rel=1e-7)
     metric = Perplexity(ignore_index=None)
-    metric.update(torch.tensor(1.5), labels)
+    metric.update_nll(torch.tensor(1.5), labels)
     assert (metric.nll_sum, metric.count) == (9, 6)
     with pytest.raises(ValueError, match="3 dimensions"):
         metric.update(labels, labels)
+
+
+def test_a_result_is_computed_anew_after_nll_was_added():
+    """As after an update with logits: nothing stale, and no warning that nothing was added."""
+    metric, labels = Perplexity(), torch.zeros(1, 2).long()
+    for nll in (1.0, 3.0):
+        metric.update_nll(torch.full((1, 2), nll), labels)
+        metric.compute()
+    assert metric.compute() == pytest.approx(math.exp(2))
+    assert metric.update_count == 2
+
+
+@pytest.mark.parametrize(
+    ("nll", "error", "says"),
+    [
+        (torch.zeros(2, 4, 9), ValueError, r"\[2, 4\].*got \[2, 4, 9\]; give logits to update"),
+        (torch.zeros(4), ValueError, r"got \[4\]"),
+        (torch.zeros(2, 4).long(), TypeError, "torch.int64"),
+    ],
+)
+def test_nll_has_the_shape_of_its_targets_or_is_their_mean(nll, error, says):
+    """Logits given by mistake are refused, as is a shape that would be stretched to fit."""
+    with pytest.raises(error, match=says):
+        Perplexity().update_nll(nll, torch.zeros(2, 4).long())
 
 
 def _two_ranks(rank: int, folder: str) -> None:
