@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from .both import Callback
 from .equation.formula import Formula
-from .equation.measurements import Measurements, as_number, short
+from .equation.measurements import Measurements
 from .equation.prediction import Prediction, Unpredictable
+from .equation.safe_numbers import as_number, short
 from .hardware.devices import find_devices
 from .heldout.capture import Capture
 from .heldout.evaluation import Evaluation, HeldOut

@@ -16,7 +16,7 @@ from torch import Tensor
 from .both import Callback
 from .callback import LScore
 from .curve.patience import Patience, Verdict
-from .equation.measurements import exp
+from .equation.safe_numbers import exp
 from .plan import learning_rates, planned_batches
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")

@@ -12,16 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..equation.formula import (
-    FLOPS_PER_PARAMETER,
-    LAW_A,
-    LAW_ALPHA,
-    LAW_B,
-    LAW_BETA,
-    PLANNED_MFU,
-    Factor,
-    Formula,
-)
+from ..equation.factor import Factor
+from ..equation.formula import PLANNED_MFU, Formula
+from ..equation.law import FLOPS_PER_PARAMETER, LAW_A, LAW_ALPHA, LAW_B, LAW_BETA
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..equation.measurements import exp
 from ..equation.prediction import Prediction, Unpredictable
+from ..equation.safe_numbers import exp
 
 LEAST = 6
 """Validations at distinct spendings: four for a line and its scatter, two to check it on."""

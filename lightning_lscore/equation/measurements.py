@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
+from .safe_numbers import as_number, exp, short
+
 Together: TypeAlias = Literal["sum", "max", "mean", "ratio", "same"]
 """How the devices and processes of a run come together in one measure: their sum; the largest; the
 mean weighted by time; a ratio of sums over all of them; or a value that all of them share."""
@@ -299,32 +301,3 @@ def _checked(name: str, value: Any) -> float:
         return value
     # numpy's, say, which JSON does not know
     return int(value) if isinstance(value, numbers.Integral) else number
-
-
-def as_number(value: Any) -> float | None:
-    """A real number as a float; None for anything else, bools and what overflows included."""
-    if type(value) is float:
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def short(value: Any) -> str:
-    """A value for an error message: no more than a line of it, whatever it is."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or an int of too many digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 200 else text[:200] + " ..."
-
-
-def exp(nll: float) -> float:
-    """e to the power ``nll``; infinite where a float cannot hold it (math.exp raises there)."""
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        return math.inf

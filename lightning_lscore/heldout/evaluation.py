@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..equation.measurements import exp
+from ..equation.safe_numbers import exp
 from .perplexity import Perplexity
 
 _BITS = (1 << 40) - 1  # of a fingerprint: sums of some thousand ranks stay exact in a float64

@@ -18,9 +18,11 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from ..equation.formula import Formula, Score
-from ..equation.measurements import MEASURES, Measurements, as_number, short
+from ..equation.formula import Formula
+from ..equation.measurements import MEASURES, Measurements
 from ..equation.prediction import Prediction
+from ..equation.safe_numbers import as_number, short
+from ..equation.score import Score
 
 RECORD_FILE = "lscore.jsonl"
 SCHEMA = 1

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..equation.formula import TRAINING_TIME, AnyFactor, Factor, Formula
-from ..equation.measurements import MEASURES, Measurements, exp
+from ..equation.factor import TRAINING_TIME, AnyFactor, Factor
+from ..equation.formula import Formula
+from ..equation.measurements import MEASURES, Measurements
+from ..equation.safe_numbers import exp
 from ..record.compare import comparable_with_last
 from ..record.records import Record
 from .tables import best_record, columns, device_table, expectation
