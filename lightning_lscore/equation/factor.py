@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .measurements import MEASURES, Measurements, check_measure
+from .measurements import Measurements
+from .measures import MEASURES, check_measure
 from .safe_numbers import as_number, exp, short
 
 # These stay the same while a run goes on; everything else grows with it.

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from .factor import DEFAULT_WEIGHT, AnyFactor, Factor
 from .formula_json import factor_from_json, factor_to_json
 from .law import FLOPS_PER_PARAMETER, LAW_A, LAW_ALPHA, compute_optimal_tokens
-from .measurements import NOMINAL_BYTES, Measurements
+from .measurements import Measurements
+from .measures import NOMINAL_BYTES
 from .safe_numbers import as_number, short
 from .score import Score
 

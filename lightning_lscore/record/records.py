@@ -19,7 +19,8 @@ from importlib import metadata
 from typing import Any
 
 from ..equation.formula import Formula
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..equation.prediction import Prediction
 from ..equation.safe_numbers import as_number, short
 from ..equation.score import Score

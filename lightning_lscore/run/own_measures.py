@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..equation.formula import Formula
-from ..equation.measurements import MEASURES
+from ..equation.measures import MEASURES
 from ..equation.safe_numbers import as_number
 
 OwnMeasure = Callable[[Any, Any], float | None]

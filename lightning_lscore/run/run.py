@@ -14,7 +14,8 @@ from typing import Any
 from ..curve.forecast import predict, thinned
 from ..equation.formula import Formula
 from ..equation.level import first_reached, with_level
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..equation.prediction import Prediction, Unpredictable
 from ..heldout.evaluation import Evaluation
 from ..model.parameters import ParameterCount

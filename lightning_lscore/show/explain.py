@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..equation.factor import TRAINING_TIME, AnyFactor, Factor
 from ..equation.formula import Formula
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..equation.safe_numbers import exp
 from ..record.compare import comparable_with_last
 from ..record.records import Record
