@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..equation.factor import Factor
-from ..equation.formula import PLANNED_MFU, Formula
-from ..equation.law import FLOPS_PER_PARAMETER, LAW_A, LAW_ALPHA, LAW_B, LAW_BETA
+from ..equation.formula import Formula
+from ..equation.law import LAW_A, LAW_ALPHA, LAW_B, LAW_BETA, planned_capacity_flops
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class Calibration:
         return Formula(
             D=Factor("tokens", D, self.w_D),
             A=Factor("trainable_parameters", N, self.w_A),
-            H=Factor("capacity_flops", FLOPS_PER_PARAMETER * N * D / PLANNED_MFU, self.w_H),
+            H=Factor("capacity_flops", planned_capacity_flops(N, D), self.w_H),
             origin=f"calibrated on {self.runs} finished runs",
         )
 

@@ -1,4 +1,8 @@
-"""Numbers whatever comes: read from any value, shown in an error, exponentiated past a float."""
+"""Numbers as users and files give them: read, checked, shown in an error, exponentiated.
+
+JSON and users may give anything where a number belongs, integers beyond a float included. These
+functions raise nothing but the ``ValueError`` that they state.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 
 def as_number(value: Any) -> float | None:
-    """A real number as a float; None for anything else, bools and what overflows included."""
+    """Return a real number as a float; None for anything else, also for bools and overflows."""
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -19,8 +23,20 @@ def as_number(value: Any) -> float | None:
         return None
 
 
+def positive(value: Any, what: str) -> float:
+    """Return a finite number > 0 as a float.
+
+    Raises:
+        ValueError: if it is anything else; the message begins with ``what``.
+    """
+    number = as_number(value)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"{what}: expected a finite number > 0, got {short(value)}.")
+    return number
+
+
 def short(value: Any) -> str:
-    """A value for an error message: no more than a line of it, whatever it is."""
+    """Return a value's repr for an error message, cut to about a line."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or an int of too many digits
@@ -29,7 +45,7 @@ def short(value: Any) -> str:
 
 
 def exp(nll: float) -> float:
-    """e to the power ``nll``; infinite where a float cannot hold it (math.exp raises there)."""
+    """Return e to the power ``nll``; infinity beyond a float, where ``math.exp`` raises."""
     try:
         return math.exp(nll)
     except OverflowError:

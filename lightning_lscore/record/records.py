@@ -18,6 +18,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from ..equation.baseline import register_reader
 from ..equation.formula import Formula
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
@@ -245,6 +246,9 @@ def read_run(path: str | os.PathLike[str]) -> list[Record]:
     if not records:
         raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
     return [r for r in records if r.run == records[-1].run]
+
+
+register_reader(read_run)  # for Formula.from_record(path)
 
 
 def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:
