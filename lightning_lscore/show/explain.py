@@ -18,7 +18,7 @@ from ..record.records import Record
 from .tables import best_record, columns, device_table, expectation
 
 if TYPE_CHECKING:
-    from ..curve.calibrate import Calibration
+    from ..curve.calibration import Calibration
 
 _LETTERS = {
     "T": "held-out text: how well the model predicts it",
