@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
+
+from .verdict import Verdict, reason_of
+
+__all__ = ["NOISE_WINDOW", "Patience", "Verdict"]
 
 NOISE_WINDOW = 20
 """Second differences of ln T that the noise is estimated from: enough for a steady median, few
@@ -20,29 +24,6 @@ enough to follow a curve whose noise shrinks while the learning rate decays."""
 _SIGMA = 0.6745 * math.sqrt(6)
 """Median of |second difference| of independent normal noise, in its standard deviations: the second
 difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a validation did to the patience. Prices and patience in nats (0.01 = 1 % of L)."""
-
-    stop: bool
-    improved: bool
-    """Whether this validation has the lowest L so far."""
-    paid: float
-    """By how much the price ln f has risen since the best L."""
-    waited: float
-    """The same; with a ratio, by how much ln spending has."""
-    patience: float
-    """How much of that is accepted at this noise."""
-    outlook: float | None
-    """By how much the rest of the plan may lower L below its best, at most; None while unknown."""
-    validations: int
-    """How many validations in a row brought no improvement."""
-    noise: float
-    """Standard deviation of ln T from one validation to the next; 0 before three validations."""
-    reason: str
-    """The verdict as a sentence."""
 
 
 class Patience:
@@ -210,7 +191,7 @@ class Patience:
             reason="",
         )
         what = "price" if self.ratio is None else "spending"
-        return replace(verdict, reason=_reason(verdict, impatient, hopeless, armed, what))
+        return replace(verdict, reason=reason_of(verdict, impatient, hopeless, armed, what))
 
     def _noise(self) -> tuple[float, int]:
         x = self._recent
@@ -266,27 +247,3 @@ def _ln_ratio(now: float, before: float | None) -> float:
     if now == before or not now or before is None:
         return 0.0
     return math.log(now / before) if before else math.inf
-
-
-def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
-    if verdict.improved:
-        return "The lowest L so far."
-    count = verdict.validations
-    text = f"No better L in {count} validation{'s' * (count != 1)}"
-    if hopeless and verdict.outlook is not None:
-        gain = max(0.0, 100 * -math.expm1(-verdict.outlook))
-        text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
-    if impatient or not hopeless:
-        text += (
-            f", while the {what} rose by {_percent(verdict.waited)} of "
-            f"{_percent(verdict.patience)} accepted"
-        )
-    if not (impatient or hopeless):
-        return f"{text}."
-    if not armed:
-        return f"{text}; the learning rate is still changing, so the run goes on."
-    return f"{text}: more spending does not pay."
-
-
-def _percent(nats: float) -> str:
-    return f"{100 * math.expm1(min(nats, 700.0)):.2f} %"
