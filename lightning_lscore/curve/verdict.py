@@ -16,13 +16,13 @@ class Verdict:
     paid: float
     """By how much the price ln f has risen since the best L."""
     waited: float
-    """The same; with a ratio, by how much ln spending has."""
+    """The same as ``paid``; with a ratio, by how much ln spending has risen."""
     patience: float
-    """How much of that is accepted at this noise."""
+    """How much of ``waited`` is accepted at this noise."""
     outlook: float | None
     """By how much the rest of the plan may lower L below its best, at most; None while unknown."""
     validations: int
-    """How many validations in a row brought no improvement."""
+    """Validations in a row without improvement."""
     noise: float
     """Standard deviation of ln T from one validation to the next; 0 before three validations."""
     reason: str
@@ -30,6 +30,15 @@ class Verdict:
 
 
 def reason_of(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
+    """Return the verdict as a sentence.
+
+    Args:
+        verdict: everything but the sentence.
+        impatient: whether the patience is over.
+        hopeless: whether the rest of the plan cannot pay.
+        armed: whether the run may stop now.
+        what: what was waited in, "price" or "spending".
+    """
     if verdict.improved:
         return "The lowest L so far."
     count = verdict.validations
