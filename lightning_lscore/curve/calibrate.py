@@ -1,8 +1,7 @@
-"""Weights of the formula from one's own finished runs. Needs numpy (extra ``calibrate``).
+"""Weights of the formula from your own finished runs. Needs numpy (extra ``calibrate``).
 
-:func:`calibrate` measures how much perplexity more parameters and more tokens have bought, and
-returns a :class:`Calibration`: what the factors must weigh so that L exchanges perplexity for cost
-at that rate.
+:func:`calibrate` measures how much perplexity more parameters and more tokens bought, and returns a
+:class:`Calibration`: the weights with which L exchanges perplexity for cost at that rate.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def calibrate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Calibration:
-    """Weights from finished runs: the rate at which they exchanged perplexity for N and D.
+    """Measure the rate at which finished runs exchanged perplexity for N and D.
 
     With u = ln(N / N_ref), v = ln(D / D_ref) and ln T the loss in nats, the Chinchilla law is ::
 
@@ -43,32 +42,32 @@ def calibrate(
     It is fitted to the best run of each (N, D) by Bayes' rule. Prior: e_N and e_D normal about the
     law's own, alpha·A/N^alpha and beta·B/D^beta, with a standard deviation of 25 % and a
     correlation of 0.5; alpha, beta and the runs' scatter log-normal; ``a`` free, as it depends on
-    text and tokenizer. The runs scatter by Student's t, so that one that went wrong hardly counts.
-    Device time goes as N · D, so the runs tell two rates and not three weights::
+    text and tokenizer. The runs scatter by Student's t, so one that went wrong hardly counts.
+    Device time grows as N · D, so the runs determine two rates and not three weights::
 
         w_A + w_H = e_N      w_D + w_H = e_D      w_H = share · min(e_N, e_D)
 
-    The values are posterior means and the intervals are the posterior's central 90 %. In made-up
-    worlds that differ as published laws do they hold the truth in 90 to 92 % of cases from 2 runs
-    to 40: 94 to 97 % where the runs scatter by 0.005 nats, 86 to 89 % where by 0.1. In one given
-    world they may do better or worse: where few runs leave the word to the prior they nearly always
-    hold if the law is right, and seldom if it is off by much more than 25 %.
+    The values are posterior means and the intervals are the posterior's central 90 %. In simulated
+    worlds that differ as published laws do, the intervals hold the truth in 90 to 92 % of cases
+    from 2 runs to 40: 94 to 97 % if the runs scatter by 0.005 nats, 86 to 89 % if by 0.1. In one
+    given world they may do better or worse: with few runs the prior decides, and the intervals
+    nearly always hold if the law is right, and seldom if it is off by much more than 25 %.
 
     Args:
         parameters: N of each finished run.
         tokens: D of each finished run, its training tokens.
-        loss: held-out loss of each in nats a token, at the end of its own schedule. Points inside
-            a run whose learning rate was still to decay mislead: leave them out.
+        loss: held-out loss of each in nats a token, at the end of its own schedule. Leave
+            out points inside a run whose learning rate was still to decay: they mislead.
         share: how much of the smaller elasticity machine time takes from D and A, 0 to 1.
-        reference_parameters: N at which the weights shall hold. Default: the geometric mean of
-            the runs', where they know most.
+        reference_parameters: N at which the weights hold. Default: the geometric mean of the
+            runs', where the runs determine most.
         reference_tokens: likewise for D.
-        resamples: draws from the posterior, from which the intervals are read.
-        seed: of the draws.
+        resamples: draws from the posterior, which give the intervals.
+        seed: seed of the draws.
 
     Raises:
         ValueError: for sequences of different length or empty, values that are not finite and > 0,
-            a share outside of 0 to 1.
+            a share outside 0 to 1.
         ModuleNotFoundError: without numpy.
 
     References:
@@ -96,11 +95,11 @@ def calibrate(
     best, drawn, scatter = posterior(u, v, y, law, resamples, np.random.default_rng(seed))
 
     names = ("w_D", "w_A", "w_H", "e_N", "e_D")
-    values: dict[str, Any] = dict(zip(names, map(float, weights_of(best, share)), strict=True))
+    values: dict[str, Any] = dict(zip(names, map(float, _weights(best, share)), strict=True))
     intervals: dict[str, Any] = {
         f"{name}_interval": Interval(low=float(low), high=float(high))
         for name, (low, high) in zip(
-            names, (np.quantile(d, (0.05, 0.95)) for d in weights_of(drawn, share)), strict=True
+            names, (np.quantile(d, (0.05, 0.95)) for d in _weights(drawn, share)), strict=True
         )
     }
     return Calibration(
@@ -115,8 +114,8 @@ def calibrate(
     )
 
 
-def weights_of(elasticities: Array, share: float) -> tuple[Any, Any, Any, Any, Any]:
-    """w_D, w_A, w_H, e_N and e_D from e_N and e_D [..., 2]; less than nothing counts as nothing."""
+def _weights(elasticities: Array, share: float) -> tuple[Any, Any, Any, Any, Any]:
+    """Return w_D, w_A, w_H, e_N and e_D from e_N and e_D [..., 2]; a negative one counts as 0."""
     import numpy as np
 
     e_N, e_D = np.moveaxis(np.maximum(elasticities, 0), -1, 0)
@@ -125,6 +124,7 @@ def weights_of(elasticities: Array, share: float) -> tuple[Any, Any, Any, Any, A
 
 
 def _reference(given: float | None, values: Array, name: str) -> float:
+    """Return the given reference, else the geometric mean of the runs'."""
     import numpy as np
 
     if given is None:

@@ -34,9 +34,9 @@ class Calibration:
     w_A_interval: Interval
     w_H_interval: Interval
     e_N: float
-    """- d ln T / d ln N at the reference."""
+    """-d ln T / d ln N at the reference."""
     e_D: float
-    """- d ln T / d ln D at the reference."""
+    """-d ln T / d ln D at the reference."""
     e_N_interval: Interval
     e_D_interval: Interval
     parameters: float
@@ -44,15 +44,16 @@ class Calibration:
     tokens: float
     """The reference D at which these hold."""
     runs: int
-    """Distinct (N, D) that were used."""
+    """Number of distinct (N, D)."""
     scatter: float
     """Standard deviation of the runs about the law, in nats."""
     share: float
+    """How much of the smaller elasticity machine time takes from D and A, 0..1."""
     warnings: tuple[str, ...] = ()
     """What a reader must know before trusting the weights, in sentences."""
 
     def formula(self, *, parameters: float | None = None, tokens: float | None = None) -> Formula:
-        """The formula with these weights, at whose reference L is the perplexity.
+        """Return the formula with these weights; at its reference L is the perplexity.
 
         Args:
             parameters: reference model size. Default: where the weights were measured.

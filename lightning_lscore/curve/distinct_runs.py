@@ -1,4 +1,4 @@
-"""The best of the finished runs of each size and length, checked. Needs numpy."""
+"""The best finished run of each size and length, checked. Needs numpy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 def best_of_each(
     parameters: Sequence[float], tokens: Sequence[float], loss: Sequence[float]
 ) -> tuple[Array, Array, Array]:
+    """Return N, D and the lowest loss of each distinct (N, D).
+
+    Raises:
+        ValueError: for sequences of different length or empty, or values not finite and > 0.
+    """
     import numpy as np
 
     columns: dict[str, Array] = {}

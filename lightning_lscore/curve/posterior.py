@@ -20,24 +20,24 @@ PRIOR_SD = 0.25
 """Relative standard deviation of an elasticity about the law's; in the sets 0.23 and 0.21."""
 
 PRIOR_CORRELATION = 0.5
-"""Of the two elasticities' deviations, as in the sets: harder text raises both."""
+"""Correlation of the two elasticities' deviations, as in the sets: harder text raises both."""
 
 EXPONENT_SPREAD = 0.45
 """Standard deviation of ln alpha and of ln beta about the law's; in the sets 0.43 and 0.44."""
 
 NOISE = (0.05, 1.0)
 """Median of the runs' scatter about the law in nats, and standard deviation of its logarithm.
-The sets have 0.025 and 0.8. Twice that, as runs of one model size are off together, which few of
-them do not show: at 0.03 the 90 % intervals from 6 of Gadre's runs held 85 %."""
+The sets have 0.025 and 0.8. The median is doubled because runs of one model size deviate together,
+which a few of them cannot show: at 0.03 the 90 % intervals from 6 of Gadre's runs held 85 %."""
 
 DEGREES = 4
-"""Degrees of freedom of Student's t for that scatter. With 4, as Lange et al. 1989 have it, a run
-that was not tuned or hardly left its warm-up counts little. By a normal law it tilts the fit, and
-the intervals held 77 % at 10 runs."""
+"""Degrees of freedom of Student's t for that scatter. With 4, as in Lange et al. 1989, a run that
+was not tuned or hardly left its warm-up counts little. Under a normal law it tilts the fit, and the
+intervals held 77 % at 10 runs."""
 
 
 def elasticities_of_the_law(N: float, D: float) -> Array:
-    """e_N and e_D of the Chinchilla law at N and D."""
+    """Return e_N and e_D of the Chinchilla law at N and D."""
     import numpy as np
 
     return np.array([LAW_ALPHA * LAW_A * N**-LAW_ALPHA, LAW_BETA * LAW_B * D**-LAW_BETA])
@@ -46,12 +46,20 @@ def elasticities_of_the_law(N: float, D: float) -> Array:
 def posterior(
     u: Array, v: Array, y: Array, law: Array, draws: int, rng: np.random.Generator
 ) -> tuple[Array, Array, float]:
-    """Mean [2] and draws [draws, 2] of e_N and e_D, and the scatter in nats.
+    """Return the mean [2] and draws [draws, 2] of e_N and e_D, and the scatter in nats.
 
-    Given alpha, beta and the scatter, the law is linear in the rest, whose posterior is all but
-    normal. A grid over the logarithms of these three is weighed by how well each of its points
-    explains the runs. It is laid out four times, each time about the posterior of the last: many
-    runs leave less of the prior's range than lies between two points of the first.
+    Given alpha, beta and the scatter, the law is linear in the rest, whose posterior is close to
+    normal. A grid over the logarithms of these three is weighted by how well each of its points
+    explains the runs. The grid is laid out four times, each time about the last posterior, since
+    that of many runs is narrower than a step of the first grid.
+
+    Args:
+        u: ln(N / N_ref) of each run.
+        v: ln(D / D_ref) of each run.
+        y: loss of each run in nats.
+        law: e_N and e_D of the law at the reference, the prior's mean.
+        draws: number of draws.
+        rng: random numbers for the draws.
     """
     import numpy as np
 
@@ -64,7 +72,7 @@ def posterior(
         grid = centre + spread * unit
         alpha, beta, scatter = np.exp(grid.T[..., None])
         X = np.stack([_power(alpha, u), _power(beta, v)], axis=-1) * law
-        # The level is free, so nothing is lost by centring, which keeps rounding errors small.
+        # The level is free, so centring loses nothing; it keeps rounding errors small.
         X -= X.mean(axis=1, keepdims=True)
         mode, covariance, evidence = _explain(X, y, scatter)
         evidence -= (((grid - prior) / spread_of_prior) ** 2).sum(axis=1) / 2
@@ -81,18 +89,18 @@ def posterior(
 
 
 def _power(exponent: Array, x: Array) -> Array:
-    """What remains of a term of the law, (exp(-exponent·x) - 1) / exponent, of slope -1 at 0."""
+    """Return a term of the law less its level, (exp(-exponent·x) - 1)/exponent: slope -1 at 0."""
     import numpy as np
 
-    # e^10 elasticities are beyond all loss, and their squares leave the equations solvable.
+    # e^10 elasticities exceed any loss, and their squares leave the equations solvable.
     return np.expm1(np.minimum(-exponent * x, 10)) / exponent
 
 
 def _explain(X: Array, y: Array, scatter: Array) -> tuple[Array, Array, Array]:
-    """Most probable e/law [G, 2], covariance [G, 2, 2] and log evidence [G].
+    """Return the most probable e/law [G, 2], its covariance [G, 2, 2] and the log evidence [G].
 
-    Of y = level + X · e/law + Student's t · scatter for G pairs of X [G, runs, 2] and scatter
-    [G, 1], by iteratively reweighted least squares and Laplace's method.
+    The model is y = level + X · e/law + Student's t · scatter, for G pairs of X [G, runs, 2] and
+    scatter [G, 1]; solved by iteratively reweighted least squares and Laplace's method.
     """
     import numpy as np
 
