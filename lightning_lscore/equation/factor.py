@@ -11,13 +11,13 @@ from .measurements import Measurements
 from .measures import MEASURES, check_measure
 from .safe_numbers import as_number, exp, short
 
-# These stay the same while a run goes on; everything else grows with it.
+# Constant during a run; everything else that a factor charges for grows.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
-# These are training time, of which the devices' idle share is known.
+# Training time, of which the idle share of the devices is known.
 TRAINING_TIME = ("train_hours", "device_hours", "cost", "capacity_flops")
 
 DEFAULT_WEIGHT = 0.025
-"""Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice of both
+"""Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice both
 must buy 1 - 2^-0.05 = 3.4 % lower perplexity, the compute-optimal rate of a model of about 12B
 parameters (from the law in Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102)."""
 
@@ -31,26 +31,27 @@ class Factor:
     w         ``weight``: d ln f / d ln x at the reference. "Doubling x must buy about
               1 - 2^-w lower perplexity." 0 switches the factor off
     c         softness at small x. 0 is the plain power x^w of MnasNet (Tan et al. 2019,
-              https://arxiv.org/abs/1807.11626); 1 keeps f from going to 0 as x does, so that the
-              first validation of a run is not its best merely because little was spent
+              https://arxiv.org/abs/1807.11626); 1 keeps f from going to 0 with x, or the first
+              validation of a run would be its best merely because little was spent
     ========= =================================================================================
 
     Args:
-        measure: name of a measure, such as ``"tokens"``; ``"tokens_to_level"``, what had been
-            spent when a stated perplexity was first reached; or one of your own.
+        measure: name of a measure, for example ``"tokens"``; ``"tokens_to_level"``, the spending
+            when a stated perplexity was first reached; or one of your own.
         reference: the amount at which the factor charges nothing, in the measure's unit, > 0.
         weight: w >= 0.
         c: >= 0. Default: 1 for what grows during a run, 0 for what is fixed by the model.
-        idle_price: what an hour of idle device costs beside a busy one, >= 0; for measures of time.
-            Priced is time · (busy + idle_price · (1 - busy)), with the share of time that the
-            device was busy. 1: a rented device costs the same idle. 0: idle time is given back.
-        level: the T of a measure ``..._to_level``, > 0. Before it is reached there is no L, so let
-            EarlyStopping be ``strict=False``, and ModelCheckpoint monitor the perplexity.
+        idle_price: cost of an idle hour relative to a busy one, >= 0; for measures of time. The
+            priced time is time · (busy + idle_price · (1 - busy)), where busy is the share of time
+            in which the device was busy. 1: a rented device costs the same idle. 0: idle time is
+            given back.
+        level: the T of a measure ``..._to_level``, > 0. There is no L before T reaches it: use
+            ``EarlyStopping(strict=False)``, and let ModelCheckpoint monitor the perplexity.
         own: whether the measure is one of ``LScore(measures={name: function})``.
 
     Raises:
         ValueError: for an unknown measure, a reference <= 0, a negative weight or c, NaN, infinity,
-            an idle price of what is not time, a level of what has none or the reverse.
+            an idle price for what is not time, a level where none belongs, or a missing level.
 
     >>> f = Factor("tokens", reference=1e9, weight=0.1)
     >>> f.f(1.0), round(f.f(2.0), 4)
@@ -100,7 +101,7 @@ class Factor:
                 check_measure(self.measure)
         except ValueError as error:
             raise ValueError(
-                f"Factor.measure: {error} For one of your own say own=True, and give "
+                f"Factor.measure: {error} For one of your own, say own=True and give "
                 "LScore(measures={name: function})."
             ) from None
         if (self.level is not None) != (not self.own and self.measure.endswith("_to_level")):
@@ -110,7 +111,7 @@ class Factor:
             )
 
     def ln_f(self, x: float) -> float:
-        """ln f at x = measure / reference >= 0; -inf where f is 0."""
+        """Return ln f at x = measure / reference >= 0; -inf where f is 0."""
         assert self.c is not None
         if self.weight == 0:
             return 0.0
@@ -122,23 +123,23 @@ class Factor:
         return self.weight * (1 + self.c) * ln
 
     def f(self, x: float) -> float:
-        """f at x = measure / reference >= 0."""
+        """Return f at x = measure / reference >= 0."""
         return exp(self.ln_f(x))
 
     def __call__(self, measurements: Measurements) -> float | None:
-        """f of what was measured, None if the measure is missing."""
+        """Return f of what was measured; None if the measure is missing."""
         ln = self.ln(measurements)
         return None if ln is None else exp(ln)
 
     def ln(self, measurements: Measurements) -> float | None:
-        """ln f of what was measured, None if the measure is missing."""
+        """Return ln f of what was measured; None if the measure is missing."""
         if self.weight == 0:
             return 0.0
         priced = self.priced(measurements)
         return None if priced is None else self.ln_f(priced / self.reference)
 
     def priced(self, measurements: Measurements) -> float | None:
-        """What is charged for, in the measure's unit: the measure, or time less idle time."""
+        """Return the amount charged for, in the measure's unit; of time, with its idle share priced."""
         if self.own:
             return measurements.own.get(self.measure)
         value = measurements.get(self.measure)
@@ -152,7 +153,7 @@ class Factor:
         return value * (busy + self.idle_price * (1 - busy))
 
     def missing(self, measurements: Measurements) -> list[str]:
-        """Why there is no f: "measure: reason" for each that it needs and has not."""
+        """Return "measure: reason" for each measure that f needs and that is missing."""
         if self.priced(measurements) is not None:
             return []
         if self.own:
@@ -167,7 +168,7 @@ class Factor:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of the measures that it needs; none where its weight is 0."""
+        """Names of the measures that f needs; none if the weight is 0."""
         if self.weight == 0:
             return ()
         return (self.measure,) if self.idle_price == 1 else (self.measure, "busy_fraction")

@@ -1,7 +1,7 @@
-"""What was measured at one validation: one frozen record that every later stage reads.
+"""What one validation measured: one frozen object that every later stage reads.
 
-``None`` means "not measured" and is never replaced by 0; ``provenance`` says, for each measure,
-how it was obtained or why it is missing.
+``None`` means "not measured" and never becomes 0; ``provenance`` states for each measure how it was
+obtained or why it is missing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from .safe_numbers import as_number, exp, short
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurements:
-    """What one validation measured. Every field is optional; units are in the names.
+    """What one validation measured. Every field is optional; ``MEASURES`` has units and meanings.
 
     ``perplexity`` and ``nll`` (ln perplexity) determine each other, so either is enough; both are
-    kept because exp(nll) overflows beyond 709 nats a token. They alone may be NaN or infinite.
+    kept because exp(nll) overflows beyond 709 nats a token. They and ``nominal_perplexity`` alone
+    may be NaN or infinite.
 
     Counts of spending (tokens, steps, hours, FLOP, energy) cover the training since the run's
     first step, over all ranks and across resumes, without validation.
 
-    Beside its fields it has a measure ``<spending>_to_level`` for each count of spending, such as
-    ``tokens_to_level``: how much had been spent when T first fell to ``level``.
+    Each count of spending also has a measure ``..._to_level``, for example ``tokens_to_level``: the
+    spending when T first fell to ``level``.
 
     Raises:
         ValueError: if a value is negative, or not finite where it must be.
@@ -75,7 +76,7 @@ class Measurements:
     level: float | None = None
     """The T that the measures ``..._to_level`` refer to."""
     to_level: Mapping[str, float] = field(default_factory=dict)
-    """What had been spent when T first fell to ``level``, by measure; empty before."""
+    """Spending when T first fell to ``level``, by measure; empty before."""
     own: Mapping[str, float] = field(default_factory=dict)
     """The user's own measures by name."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Measurements:
             object.__setattr__(self, "nominal_perplexity", nominal)
 
     def get(self, measure: str) -> float | None:
-        """The value of a measure by name, None when it was not measured; ``own`` apart.
+        """Return the value of a measure, None if it was not measured; not for the user's own.
 
         Raises:
             ValueError: if no measure has this name.
@@ -111,32 +112,35 @@ class Measurements:
         return value
 
     def measured(self) -> dict[str, float]:
-        """The measures that have a value, by name; ``own`` apart."""
+        """Return the measures that have a value, by name, except the user's own."""
         return {name: v for name in MEASURES if (v := self.get(name)) is not None}
 
     @classmethod
     def of(cls, measured: Mapping[str, Any], **others: Any) -> Measurements:
-        """The inverse of :meth:`measured`; ``others`` are the remaining arguments."""
+        """Build from what :meth:`measured` returned; ``others`` are the remaining arguments.
+
+        Names that are no measure, as from a later version, are ignored.
+        """
         values = {name: v for name, v in measured.items() if name in OF_A_VALIDATION}
         to_level = {TO_LEVEL[name]: v for name, v in measured.items() if name in TO_LEVEL}
         return cls(**values, to_level=to_level, **others)
 
     def spending(self) -> dict[str, float]:
-        """The counts of spending that have a value, by name."""
+        """Return the counts of spending that have a value, by name."""
         return {name: v for name in GROWING if (v := getattr(self, name)) is not None}
 
     def why_missing(self, measure: str) -> str:
-        """Why a measure has no value, in words."""
+        """Return why a measure has no value, in words."""
         return self.provenance.get(measure, "unavailable: nobody measured it")
 
 
 def _checked(name: str, value: Any) -> float:
-    """The value as a number that JSON knows.
+    """Return the value as a number that JSON can hold.
 
     Raises:
-        ValueError: if it is none, or negative, or not finite where it must be.
+        ValueError: if it is not a number, or negative, or not finite where it must be.
     """
-    # So are nearly all, and a long file has millions. Neither bool nor numpy's.
+    # Fast path: a long file has millions of these. The exact types exclude bool and numpy's.
     if type(value) in (float, int) and 0 <= value <= sys.float_info.max:
         return value  # type: ignore[no-any-return]
     row = MEASURES.get(name)
@@ -155,5 +159,5 @@ def _checked(name: str, value: Any) -> float:
         )
     if isinstance(value, (int, float)):
         return value
-    # numpy's, say, which JSON does not know
+    # numpy's, for example, which JSON cannot hold
     return int(value) if isinstance(value, numbers.Integral) else number

@@ -1,4 +1,4 @@
-"""The one table of measures: unit, meaning, how each sums, how it is shown, what loggers get.
+"""The one table of measures: unit, meaning, how each is joined, shown and logged.
 
 A name in it is also the name of a field of ``Measurements``. To add a measure, add a row here and
 a field there.
@@ -13,23 +13,23 @@ from typing import Any, Literal, TypeAlias
 from .safe_numbers import short
 
 Together: TypeAlias = Literal["sum", "max", "mean", "ratio", "same"]
-"""How the devices and processes of a run come together in one measure: their sum; the largest; the
-mean weighted by time; a ratio of sums over all of them; or a value that all of them share."""
+"""How one measure joins the devices and processes of a run: their sum; the largest; the mean
+weighted by time; a ratio of two joined measures; or a value that all of them share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measure:
-    """What is known of one measure, whatever its value: the row of a table."""
+    """A row of the table: what holds for a measure whatever its value."""
 
     unit: str
     meaning: str
     together: Together
     shown: str = ",.4g"
-    """Format of its value for a reader, see Python's format specification."""
+    """Format specification of its value for a reader."""
     logged: bool = True
-    """Whether loggers get it, under ``lscore/``; the record holds every measure."""
+    """Whether loggers receive it, under ``lscore/``; the record holds every measure."""
     grows: bool = False
-    """Whether it grows while a run goes on: what is spent."""
+    """Whether it counts spending, which grows during a run."""
     may_be_infinite: bool = False
 
 
@@ -60,9 +60,9 @@ OF_A_VALIDATION: dict[str, Measure] = {
         shown=".4f",
         may_be_infinite=True,
     ),
-    "tokens": _row("tokens", "training tokens that the model was fed", "sum", grows=True),
+    "tokens": _row("tokens", "training tokens fed to the model", "sum", grows=True),
     "samples": _row(
-        "samples", "training sequences that the model was fed", "sum", logged=False, grows=True
+        "samples", "training sequences fed to the model", "sum", logged=False, grows=True
     ),
     "steps": _row("steps", "optimiser steps", "same", logged=False, grows=True),
     "epochs": _row("epochs", "passes over the training set", "same", logged=False, grows=True),
@@ -140,13 +140,13 @@ OF_A_VALIDATION: dict[str, Measure] = {
         "", "d ln T / d ln spent since the last validation: what 1 % more spending bought, in %"
     ),
 }
-"""The measures that a validation takes, by name; see :data:`MEASURES` for all."""
+"""The measures of one validation, by name; :data:`MEASURES` adds those ``..._to_level``."""
 
 GROWING = tuple(name for name, row in OF_A_VALIDATION.items() if row.grows)
 """The measures that count spending."""
 
 TO_LEVEL = {f"{name}_to_level": name for name in GROWING}
-"""``<spending>_to_level`` -> the spending that it is an amount of."""
+"""``tokens_to_level`` -> ``tokens``, and so on for each measure of spending."""
 
 MEASURES: dict[str, Measure] = OF_A_VALIDATION | {
     to_level: replace(
@@ -156,14 +156,18 @@ MEASURES: dict[str, Measure] = OF_A_VALIDATION | {
     )
     for to_level, name in TO_LEVEL.items()
 }
-"""Every measure by name; the user's own apart."""
+"""Every measure by name, except the user's own."""
 
 NOMINAL_BYTES = 4
-"""Bytes of a nominal token: about what a token of English text has under common tokenizers."""
+"""Bytes of a nominal token: about the length of a token of English text in common tokenizers."""
 
 
 def check_measure(name: str) -> None:
-    """Raises ValueError unless ``name`` is a measure."""
+    """Check that ``name`` is a measure.
+
+    Raises:
+        ValueError: if it is not; the message suggests a similar name.
+    """
     if not isinstance(name, str) or name not in MEASURES:
         close = difflib.get_close_matches(name, MEASURES, n=1) if isinstance(name, str) else ()
         hint = f" Did you mean {close[0]!r}?" if close else ""

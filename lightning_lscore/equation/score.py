@@ -1,4 +1,4 @@
-"""L and its parts, as a formula made them of one validation's measurements."""
+"""L and its parts: what a formula makes of one validation's measurements."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ class Score:
     """L and its parts. ``None``: a measure that the formula needs is missing (see ``missing``)."""
 
     perplexity: float | None
-    """T: of a token, or of a nominal one of 4 bytes where the formula says so."""
+    """T, per token, or per nominal token of 4 bytes if the formula says so."""
     f_D: float | None
     f_A: float | None
     f_H: float | None
     missing: tuple[str, ...] = ()
+    """"measure: reason" for each measure that is missing."""
 
     @property
     def L(self) -> float | None:
