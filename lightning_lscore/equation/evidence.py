@@ -20,7 +20,7 @@ class EvaluationSet:
     bytes: tuple[int, ...] | None = None
     """Bytes of the counted tokens; None if bytes were not counted."""
     fingerprints: tuple[str, ...] = ()
-    """Equal for sets of which the same sequences of tokens were counted."""
+    """Equal if the same sequences of tokens were counted."""
     longest: tuple[int, ...] = ()
     """Counted tokens of the longest sequence."""
 

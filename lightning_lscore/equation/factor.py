@@ -13,7 +13,7 @@ from .safe_numbers import as_number, exp, short
 
 # Constant during a run; everything else that a factor charges for grows.
 _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
-# Training time, of which the idle share of the devices is known.
+# Training time, whose idle share is known.
 TRAINING_TIME = ("train_hours", "device_hours", "cost", "capacity_flops")
 
 DEFAULT_WEIGHT = 0.025
@@ -139,7 +139,7 @@ class Factor:
         return None if priced is None else self.ln_f(priced / self.reference)
 
     def priced(self, measurements: Measurements) -> float | None:
-        """Return the amount charged for, in the measure's unit; of time, with its idle share priced."""
+        """Return the amount charged for, in the measure's unit: idle time at its price."""
         if self.own:
             return measurements.own.get(self.measure)
         value = measurements.get(self.measure)

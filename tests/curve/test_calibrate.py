@@ -80,7 +80,7 @@ def test_many_runs_overrule_theelasticities_of_the_law():
 
 
 def test_what_runs_say_of_tokens_carries_over_to_parameters():
-    """Text that is harder to predict raises both, so that tokens alone tell of parameters too."""
+    """Text that is harder to predict raises both: tokens alone inform about parameters too."""
     D = [1e9, 2e9, 4e9, 8e9]
     c = quick([1e8] * 4, D, [world(0.277, 0.5)(1e8, d) for d in D], **AT)
     assert c.e_N > 1.1 * elasticities_of_the_law(1e8, 2e9)[0]

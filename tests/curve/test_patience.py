@@ -266,7 +266,7 @@ def test_a_ratio_stops_when_that_much_more_has_been_spent():
     assert stopped_at(stop(validations=5)) == 5
     last = stop()[4]
     assert (last.waited, last.outlook) == (pytest.approx(math.log(1.25)), None)
-    assert last.paid == pytest.approx(2.5e-6), "the price is told all the same"
+    assert last.paid == pytest.approx(2.5e-6), "the price is still reported"
     assert "the spending rose by 25.00 % of 25.00 % accepted" in last.reason
 
 

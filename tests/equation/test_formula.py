@@ -165,7 +165,7 @@ def test_what_is_switched_off_is_never_missing():
 
 
 def test_a_factor_may_be_a_function_of_the_measurements():
-    """A callable is asked at each score."""
+    """Each score calls it."""
     formula = Formula(H=lambda m: 1 + m.train_hours)
     assert formula.score(Measurements(perplexity=10.0, train_hours=0.5)).L == 15.0
 
@@ -272,7 +272,7 @@ def test_a_level_measured_for_another_perplexity_does_not_count():
 
 
 def test_a_measure_of_ones_own_is_charged_by_its_name():
-    """It must be called one's own, so that a typo in another's name is not taken for one."""
+    """It must be marked as one's own: a typo in another's name must not become a measure."""
     formula = Formula(A=Factor("batch_size", 32, weight=1.0, c=0, own=True))
     assert formula.score(Measurements(perplexity=5.0, own={"batch_size": 64})).L == 10.0
     missing = formula.score(Measurements(perplexity=5.0)).missing

@@ -61,7 +61,7 @@ def test_nothing_measured_is_none_and_never_zero():
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_zero_counts_as_measured(measure):
-    """A measured 0 is told apart from what is missing."""
+    """A measured 0 differs from a missing value."""
     assert Measurements.of({measure: 0}).measured()[measure] == 0
 
 
