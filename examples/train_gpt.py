@@ -71,7 +71,7 @@ class GPT(lightning.LightningModule):
 
 
 def read_files(text: Path | None) -> list[bytes]:
-    """Return the corpus file by file: a file or folder of text, or the standard library's source."""
+    """Return the files of the corpus: of a file or folder, or of the standard library's source."""
     if text is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         skip = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    # Worker processes would not speed up reading bytes from memory; the other warning is Lightning's.
+    # Worker processes would not speed up reading from memory; the other warning is Lightning's.
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.* is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     lightning.seed_everything(arguments.seed, verbose=False)
