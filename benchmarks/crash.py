@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Kills a training run at random moments, resumes it each time, and checks what LScore kept.
+"""Kill a training run at random moments, resume it each time, and check what LScore kept.
 
-The run trains a tiny model on the CPU, validates every 2 steps and saves a checkpoint every 3, so
-that each kill throws something away. Its record must end as that of a run nobody interrupted: the
-same counts and perplexities, nothing torn, nothing twice, and the time that was thrown away apart
-from the time that was not. The exit status is 1 if it does not.
+The run trains a tiny model on the CPU. It validates every 2 steps and saves a checkpoint every 3,
+so each kill loses some training. Its record must end like that of an uninterrupted run: the same
+counts and perplexities, no torn line, no line twice, and lost time counted apart from the rest. The
+exit status is 1 if it does not.
 
     python benchmarks/crash.py
     python benchmarks/crash.py --kills 200 --signal TERM
 
-Needs os.fork, so no Windows: torch is imported once, and each attempt is a fork of this process.
+It needs os.fork, which Windows lacks: torch is imported once, and each attempt is a fork.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lscore import LScore, read_records
-from lightning_lscore.record.records import RECORD_FILE
 
+RECORD_FILE = "lscore.jsonl"
 VALIDATE_EVERY, SAVE_EVERY = 2, 3  # steps
-STEPS_A_KILL = 2 * SAVE_EVERY  # an attempt is killed at the latest after so many
+STEPS_A_KILL = 2 * SAVE_EVERY  # the most that an attempt takes before it is killed
 BATCHES_AN_EPOCH = 25
 VOCABULARY = 32
 
 
 class Batches:
-    """Batches of unequal size that depend on nothing but their number, and can be resumed."""
+    """Batches of unequal size that depend on their number alone, and can be resumed."""
 
     def __init__(self, n: int) -> None:
         self.n, self.next, self.resumed = n, 0, False
@@ -69,7 +69,7 @@ class Batches:
         return {"next": self.next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # A checkpoint of an epoch's end: the next epoch begins with the first batch.
+        # At an epoch's end the next batch is the first one of the next epoch.
         self.next, self.resumed = state["next"] % self.n, True
 
 
@@ -91,7 +91,7 @@ class Tiny(pl.LightningModule):
 
 
 class Pulse(pl.Callback):
-    """Says through a pipe that a step begins."""
+    """Reports through a pipe that a step begins."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -123,7 +123,7 @@ def fit(folder: Path, steps: int, checkpoint: str | None, pipe: int) -> None:
 
 
 def start(folder: Path, steps: int, checkpoint: str | None) -> tuple[int, int]:
-    """A fork that trains: its process id, and the pipe that it says its steps through."""
+    """Fork a process that trains. Return its id, and the pipe through which it reports steps."""
     ours, theirs = os.pipe()
     child = os.fork()
     if child:
@@ -143,7 +143,7 @@ def start(folder: Path, steps: int, checkpoint: str | None) -> tuple[int, int]:
 
 
 def ends(child: int, pipe: int, after: int, delay: float, how: signal.Signals) -> int | None:
-    """The exit status of an attempt; None if it was killed ``delay`` seconds into a step."""
+    """Return an attempt's exit status; None if it was killed ``delay`` seconds into a step."""
     for _ in range(after):
         if not os.read(pipe, 1):
             break
@@ -151,7 +151,7 @@ def ends(child: int, pipe: int, after: int, delay: float, how: signal.Signals) -
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, how)
-    while os.read(pipe, 4096):  # until nobody holds its other end
+    while os.read(pipe, 4096):  # until its other end is closed
         pass
     os.close(pipe)
     status = os.waitpid(child, 0)[1]
@@ -165,7 +165,7 @@ class Restored:
     path: str | None = None
     device_hours: float = 0.0
     torn: int = 0
-    """Newer ones that did not load."""
+    """How many newer ones did not load."""
 
 
 def newest_checkpoint(folder: Path) -> Restored:
@@ -179,7 +179,7 @@ def newest_checkpoint(folder: Path) -> Restored:
             continue
         (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("LScore"))
         step, hours = checkpoint["global_step"], state["spent"]["device_seconds"] / 3600
-        # A validation of the same step came after it, and stays.
+        # A validation of the same step came after the checkpoint, and stays in the record.
         same = [line for line in lines(folder) if line["step"] == step][-1:]
         found[str(path)] = step, max([hours, *(x["measurements"]["device_hours"] for x in same)])
     if not found:
@@ -188,11 +188,16 @@ def newest_checkpoint(folder: Path) -> Restored:
     return Restored(path, found[path][1], torn)
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of the record, those that later ones replace included."""
+def whole_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the record's lines, but for one that is torn."""
     path = folder / RECORD_FILE
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in whole]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Return those of validations, including those that later ones replace."""
+    return [line for line in whole_lines(folder) if "measurements" in line]
 
 
 @dataclass
@@ -202,7 +207,7 @@ class Interrupted:
     seconds: float = 0.0
     """Wall time of all attempts."""
     lost_device_hours: float = 0.0
-    """From the lines and checkpoints that each attempt left: apart from LScore's own count."""
+    """From the lines and checkpoints that each attempt left, independent of LScore's own count."""
 
 
 def run_with_kills(
@@ -213,10 +218,10 @@ def run_with_kills(
     while True:
         left = done.kills < kills
         before = len(lines(folder))
-        # Killed before its first checkpoint, there would be nothing to resume: another run begins.
+        # If it were killed before its first checkpoint, another run would begin.
         least = 1 if restored.path else SAVE_EVERY + 1
         after = rng.randint(least, STEPS_A_KILL) if left else steps + 1
-        # A step takes a few milliseconds, one with a validation or a checkpoint some more.
+        # A step takes a few milliseconds, and more if it validates or saves a checkpoint.
         delay = rng.uniform(0, 0.02)
         child, pipe = start(folder, steps, restored.path)
         status = ends(child, pipe, after, delay, how)
@@ -224,7 +229,7 @@ def run_with_kills(
         if status == 0:
             return done
         if status == 2:
-            raise SystemExit("an attempt failed by itself")
+            raise SystemExit("an attempt failed without being killed")
         done.kills += 1
         spent = restored.device_hours
         if written := lines(folder)[before:]:
@@ -238,7 +243,7 @@ def run_with_kills(
 
 
 def checks(whole: Path, killed: Path, done: Interrupted, kills: int) -> dict[str, bool]:
-    """What must hold, in words, and whether it does."""
+    """Return what must hold, in words, and whether it does."""
     expected, found, raw = read_records(whole), read_records(killed), lines(killed)
     last, hours = found[-1], [r.measurements.device_hours or 0.0 for r in found]
     lost = [line["lost_device_hours"] for line in raw]
@@ -260,12 +265,12 @@ def checks(whole: Path, killed: Path, done: Interrupted, kills: int) -> dict[str
         r.score.perplexity == curve.get(r.batch) for r in found
     )
     result["no torn line"] = (killed / RECORD_FILE).read_bytes().endswith(b"\n")
-    result["one run"] = len({line["run"] for line in raw}) == 1
+    result["one run"] = len({x["run"] for x in whole_lines(killed) if "run" in x}) == 1
     result["device time grows from validation to validation"] = all(
         a < b for a, b in itertools.pairwise(hours)
     )
     result["lost device time never falls"] = lost == sorted(lost)
-    # A few kills may all come right after a checkpoint.
+    # A few kills may all come right after a checkpoint, and lose nothing.
     result[f"lost device time: {lost[-1] * 3600:.3f} s"] = lost[-1] > 0 or kills < 10
     result[f"as the lines and checkpoints say: {done.lost_device_hours * 3600:.3f} s"] = (
         math.isclose(lost[-1], done.lost_device_hours, rel_tol=1e-9)
@@ -279,26 +284,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=50, help="how many (%(default)s)")
+    parser.add_argument("--kills", type=int, default=50, help="(%(default)s)")
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="keep the files here; it must be empty or new")
+    parser.add_argument("--folder", help="keep the files here; must be empty or new")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     how = signal.Signals[f"SIG{arguments.signal}"]
-    # Even if each kill came as late as it can, there would be one left to make.
+    # Enough for every kill, even if each comes as late as it can.
     steps = STEPS_A_KILL * (arguments.kills + 1)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         whole.mkdir(parents=True)
         killed.mkdir()
-        # In this process, so that the forks find imported what Lightning imports late.
-        with open(os.devnull, "wb") as nobody:
-            fit(whole, steps, None, nobody.fileno())
+        # In this process, which imports what Lightning imports late; the forks inherit it.
+        with open(os.devnull, "wb") as pipe:
+            fit(whole, steps, None, pipe.fileno())
         done = run_with_kills(killed, steps, arguments.kills, how, arguments.seed)
         result = checks(whole, killed, done, arguments.kills)
     print(f"SIG{arguments.signal}, seed {arguments.seed}: {done.torn} torn checkpoints passed over")

@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""What a callback adds to a training step, and what its thread takes of a core.
+"""What a callback adds to a training step, and how much of a core its thread takes.
 
-Steps: in one fit the callbacks take turns of a few steps each, in an order drawn anew every round,
-so that whatever else the machine does falls on all of them. A turn's time is its median step: what
-few steps do, as logging, is not in it. Shown are the median of that, and what was added to the bare
-turn of the same round: the mean over all rounds without the tenth of them at either end, with its
+Steps: the callbacks take turns within one fit, a few steps each, in a new random order every round,
+so other load on the machine hits them all alike. A turn's time is its median step, which leaves out
+what happens in few steps, such as logging. The table shows the median turn, and what a turn adds to
+the bare turn of its round: the mean over the rounds, trimmed by a tenth at either end, with its
 standard error.
 
-Threads: the CPU time that reading the hardware once a second takes, as a share of one core. In the
-steps' table it is spread over all lines alike.
+Threads: the CPU time of reading the hardware once a second, as a share of one core. In the table of
+steps it is spread evenly over all rows.
 
-CodeCarbon's tracker is measured where it is installed; nvitop's callback where there are a GPU and
-an nvitop before 1.7, which has none any more.
+CodeCarbon's tracker is measured if it is installed; nvitop's callback on a GPU, if nvitop is older
+than 1.7, which dropped it.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --rounds 2000
+    python benchmarks/overhead.py --accelerators cuda
 """
 
 from __future__ import annotations
@@ -33,19 +34,18 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, ThroughputMonitor
 from lightning.pytorch.loggers import CSVLogger
-from small import WORDS, Small, be_quiet
+from small import WORDS, Small, accelerators, be_quiet
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lscore import LScore
-from lightning_lscore.hardware.cpu import CpuProbe
-from lightning_lscore.hardware.nvml import cuda_probe
+from lightning_lscore.hardware.devices import probe_of
 from lightning_lscore.hardware.sampler import Sampler
 
-SETTLE = 3  # steps of each turn that do not count: caches, and the meters of the one before
+SETTLE = 3  # first steps of a turn, which are left out: caches, meters of the turn before
 
 
 class Tokens(Dataset):
-    """As many random sequences as asked for, out of a few."""
+    """``n`` random sequences, of which 512 are different."""
 
     def __init__(self, n: int) -> None:
         self.n, self.rows = n, torch.randint(WORDS, (512, 16))
@@ -58,7 +58,7 @@ class Tokens(Dataset):
 
 
 class Turns(pl.Callback):
-    """Gives the Trainer one variant's callbacks at a time, and times its steps."""
+    """Give the Trainer one variant's callbacks at a time, and time its steps."""
 
     def __init__(self, variants: dict[str, list[pl.Callback]], steps: int, rounds: int) -> None:
         self.variants, self.steps, self.rounds = variants, steps, rounds
@@ -84,7 +84,7 @@ class Turns(pl.Callback):
         self.seen.clear()
         self.order = self.order or random.sample(list(self.variants), len(self.variants))
         self.turn = self.order.pop()
-        # A list in place would change under Lightning's feet, which is going through it.
+        # A new list: Lightning is iterating over the old one.
         trainer.callbacks = [self, *self.variants[self.turn]]
 
 
@@ -120,7 +120,7 @@ def steps_table(
 
 
 def thread_table(seconds: float) -> None:
-    """The process's CPU time while only the thread runs."""
+    """Print the process's CPU time while only the thread runs."""
     print(f"\n{'a thread, once a second':32} {'of a core':>10}")
     for name, begin in (("LScore's sampler", our_thread), ("CodeCarbon's tracker", codecarbon)):
         try:
@@ -128,7 +128,7 @@ def thread_table(seconds: float) -> None:
         except ImportError:
             print(f"{name:32} {'absent':>10}")
             continue
-        time.sleep(2)  # what it does once, at its start
+        time.sleep(2)  # leaves out what it does once, at its start
         cpu, start = time.process_time(), time.monotonic()
         time.sleep(seconds)
         share = (time.process_time() - cpu) / (time.monotonic() - start)
@@ -137,8 +137,8 @@ def thread_table(seconds: float) -> None:
 
 
 def our_thread() -> Callable[[], Any]:
-    probe = cuda_probe(0) if torch.cuda.is_available() else CpuProbe()
-    sampler = Sampler([probe], interval=1.0)
+    place = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    sampler = Sampler([probe_of(place)], interval=1.0)
     sampler.start()
     sampler.resume()
     return sampler.stop
@@ -157,7 +157,7 @@ def codecarbon() -> Callable[[], Any]:
 def variants_on(accelerator: str) -> dict[str, list[pl.Callback]]:
     variants: dict[str, list[pl.Callback]] = {
         "nothing": [],
-        "an empty callback": [pl.Callback()],  # what Lightning's own calls cost
+        "an empty callback": [pl.Callback()],  # the cost of Lightning's own calls
         "LScore": [LScore()],
         "Lightning's ThroughputMonitor": [ThroughputMonitor(batch_size_fn=lambda b: len(b[0]))],
         "Lightning's DeviceStatsMonitor": [DeviceStatsMonitor(cpu_stats=True)],
@@ -177,9 +177,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps a turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=500, help="turns of each (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="for each thread (%(default)s)")
+    parser.add_argument("--accelerators", nargs="+", default=accelerators())
     arguments = parser.parse_args()
     be_quiet()
-    for accelerator in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+    for accelerator in arguments.accelerators:
         steps_table(accelerator, variants_on(accelerator), arguments.steps, arguments.rounds)
     thread_table(arguments.seconds)
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What LScore adds to a validation of several processes: with it and without it, in turns.
+"""What LScore adds to a validation on several processes: validations with and without it in turn.
 
-One fit on processes that share this machine's CPU and talk through gloo. Every second validation is
-one without LScore. All processes begin a validation together, and it ends when the last of them has
-ended it. Shown are medians over the pairs. Parts of what is added are Lightning's ``self.log`` of
-some twenty values, and the exchange: LScore's one collective call, with its wait for the slowest
-process.
+One fit runs on processes that share this machine's CPU and communicate through gloo; LScore sits
+out every second validation. All processes start a validation together, and the last one to finish
+ends it. The table shows medians over the pairs, and two parts of what LScore adds: Lightning's
+``self.log`` of some twenty values, and the exchange, LScore's one collective call, which includes
+the wait for the slowest process.
 
-A validation has few and small batches, so that the cost of the tokens, which is the same on any
-number of processes, stays small beside the rest.
+A validation has few, small batches: the cost of the tokens, which is the same on any number of
+processes, stays small beside the rest.
 
     python benchmarks/ranks.py
     python benchmarks/ranks.py --processes 2 --validations 100
@@ -28,8 +28,8 @@ import torch.distributed as dist
 from small import WORDS, Small, be_quiet
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_lscore.callback
 from lightning_lscore import LScore
+from lightning_lscore.run import processes
 
 WARM_UP = 3  # pairs
 
@@ -41,7 +41,7 @@ class Validated(Small):
 
 
 class EverySecond(LScore):
-    """Deaf at every second validation."""
+    """Ignores every second validation."""
 
     on = True
     seconds_to_log: list[float]
@@ -74,7 +74,7 @@ class EverySecond(LScore):
 
 
 class Start(pl.Callback):
-    """Before LScore's hooks."""
+    """Its hooks run before LScore's."""
 
     at = 0.0
 
@@ -85,7 +85,7 @@ class Start(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """After LScore's hooks."""
+    """Its hooks run after LScore's."""
 
     def __init__(self, start: Start, lscore: EverySecond) -> None:
         self.start = start
@@ -95,7 +95,7 @@ class Stop(pl.Callback):
 
     def on_fit_start(self, trainer, pl_module):
         self.lscore.seconds_to_log = []
-        gather = lightning_lscore.callback.gather_numbers
+        gather = processes.gather_numbers
 
         def timed(*arguments):
             begin = time.perf_counter()
@@ -103,7 +103,7 @@ class Stop(pl.Callback):
             self.exchanges.append(time.perf_counter() - begin)
             return gathered
 
-        lightning_lscore.callback.gather_numbers = timed
+        processes.gather_numbers = timed
 
     def on_validation_end(self, trainer, pl_module):
         if dist.is_initialized():
@@ -134,7 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--validations", type=int, default=50, help="with LScore (%(default)s)")
-    parser.add_argument("--batches", type=int, default=1, help="a process has (%(default)s)")
+    parser.add_argument("--batches", type=int, default=1, help="a process validates (%(default)s)")
     arguments = parser.parse_args()
     n = arguments.processes
     be_quiet()

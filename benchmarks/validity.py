@@ -4,32 +4,33 @@
     python benchmarks/validity.py --curves mine.csv --finished mine_too.csv --weights 0.05
 
 Stopping: each curve is replayed under the default formula (reference: the end of its plan; tokens
-and machine time both proportional to ``spent``), whole ("scratch") and its second half alone
-("warm": spending counts from the half's first validation, and the reference is what remains of the
-plan, as for a run that starts from a trained model). Rules: Lightning's EarlyStopping on L with a
-patience of 3 validations; 25 % more spending than at the best L and 2 validations; Patience.
+and machine time both proportional to ``spent``), once whole ("scratch") and once from its second
+half alone ("warm"). A warm curve stands for a run that starts from a trained model: its spending
+counts from the half's first validation, and its reference is what remains of the plan. Rules:
+Lightning's EarlyStopping on L with a patience of 3 validations; 25 % more spending than at the best
+L and 2 validations without improvement; Patience.
 
     first      share of curves whose best L is their first validation
     within     share of curves whose best L up to the stop is within 1 % of the whole curve's
     regret     ln(best L up to the stop / best L of the whole curve), mean and worst [nats]
     lost       lowest loss up to the stop - lowest loss of the whole curve, mean [nats]
-    saved      share of the planned spending that was not spent
+    saved      share of the planned spending that was saved
     after      spending after the whole curve's best L, as a share of the plan, mean; 0 where the
                rule stopped before it
-    after|25%  the same over the curves on which the 25 % rule too ends within 1 %: a rule that
-               stops before the best point looks thrifty in "after"
+    after|25%  the same over the curves on which the 25 % rule also ends within 1 %, since a rule
+               that stops before the best point looks thrifty in "after"
 
 Prediction: each curve, whole and its second half alone, is cut at 25, 40, 60 and 80 % of its plan,
-and the best L of the whole curve is predicted from what comes before the cut.
+and the best L of the whole curve is predicted from the part before the cut.
 
-    shown      share of cases in which a prediction is given
+    shown      share of cases with a prediction
     held       share of the shown cases whose 90 % interval holds the best L; below: it is lower
-    error      |ln(predicted / true best L)|, median [nats]; so far: the same if the best L before
-               the cut is taken for a prediction
+    error      |ln(predicted / true best L)|, median [nats]; so far: the same with the best L before
+               the cut as the prediction
     width      ln(upper / lower end of the interval), median [nats]
     spending   share of the shown cases whose interval holds the spending at the best L
 
-Calibration: weights from random subsets of the finished runs against those from all of their set.
+Calibration: weights from random subsets of the finished runs against those from their whole set.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_lscore import Factor
 from lightning_lscore.curve.calibrate import calibrate
 from lightning_lscore.curve.forecast import predict
 from lightning_lscore.curve.patience import Patience
-from lightning_lscore.equation.formula import Factor
 from lightning_lscore.equation.prediction import Prediction
 
 DATA = Path(__file__).parent / "data"
 ONE_PERCENT = math.log(1.01)
 CUTS = (0.25, 0.4, 0.6, 0.8)
-LEAST = 4  # validations, below which a curve says nothing
+LEAST = 4  # validations in a curve; shorter ones are left out
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Curve:
     loss: tuple[float, ...]
 
     def warm(self) -> Curve | None:
-        """The second half of the validations as a run of its own."""
+        """Return the second half of the validations as a run of its own."""
         half = len(self.spent) // 2
         spent, loss = self.spent[half:], self.loss[half:]
         if len(spent) < LEAST:
@@ -74,7 +75,7 @@ class Curve:
         return Curve(self.name, tuple((s - spent[0]) / plan for s in spent), loss)
 
     def thinned(self, every: int) -> Curve | None:
-        """Every ``every``-th validation and the last; a first one at no spending is kept."""
+        """Keep every ``every``-th validation, the last, and a first one at no spending."""
         last = len(self.spent) - 1
         first = 0 if self.spent[0] == 0 else every - 1
         keep = sorted({*range(first, last, every), last})
@@ -88,16 +89,16 @@ class Curve:
 # ---------------------------------------------------------------------- stopping
 
 Rule = Callable[[Curve, Sequence[float]], int]
-"""Curve and ln f at each of its validations -> index of the validation at which it stops."""
+"""(curve, ln f at each validation) -> index of the validation at which the rule stops."""
 
 
 def early_stopping(curve: Curve, ln_f: Sequence[float]) -> int:
-    """Lightning's EarlyStopping(monitor="L", patience=3)."""
+    """Stop as Lightning's EarlyStopping(monitor="L", patience=3) does."""
     return _first(curve, ln_f, lambda waited, now, best: waited >= 3)
 
 
 def quarter(curve: Curve, ln_f: Sequence[float]) -> int:
-    """ln(spent / spent at the best L) >= ln 1.25 and two validations without improvement."""
+    """Stop at 1.25 times the spending at the best L, after two validations without improvement."""
     return _first(curve, ln_f, lambda waited, now, best: waited >= 2 and now >= 1.25 * best)
 
 
@@ -112,7 +113,7 @@ def _first(curve: Curve, ln_f: Sequence[float], enough: Callable[[int, float, fl
 
 
 def by_patience(tolerance: float, certainty: float) -> Rule:
-    """The package's rule."""
+    """Return the package's rule."""
 
     def rule(curve: Curve, ln_f: Sequence[float]) -> int:
         patience = Patience(tolerance, certainty=certainty)
@@ -128,7 +129,7 @@ def by_patience(tolerance: float, certainty: float) -> Rule:
 
 
 def price(curve: Curve, weight: float) -> list[float]:
-    """ln f(D) + ln f(H) of the default formula, w_D = w_H = weight / 2 (f(A) is constant)."""
+    """Return ln f(D) + ln f(H) of the default formula, w_D = w_H = weight / 2; f(A) is constant."""
     return [price_at(x, weight) for x in curve.spent]
 
 
@@ -139,7 +140,7 @@ def price_at(spent: float, weight: float) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule did to one curve."""
+    """How a rule did on one curve."""
 
     regret: float
     lost: float
@@ -211,15 +212,15 @@ def _mean(outcomes: Sequence[Outcome], what: str) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was predicted from the first part of a curve, and what came."""
+    """A prediction from the first part of a curve, and what came."""
 
     weight: float
     cut: float
     ln_L: float
-    """The lowest of the whole curve."""
+    """Lowest of the whole curve."""
     ln_L_so_far: float
     growth: float
-    """Spending at the lowest L, as a multiple of what was spent at the cut."""
+    """Spending at the lowest L, as a multiple of that at the cut."""
     found: Prediction | None
 
     @property
@@ -240,7 +241,7 @@ class Forecast:
     def held(self) -> bool:
         assert self.found
         low, high = math.log(self.found.best_L_low), math.log(self.found.best_L_high)
-        return low - 1e-9 <= self.ln_L <= high + 1e-9  # what has been reached comes back rounded
+        return low - 1e-9 <= self.ln_L <= high + 1e-9  # a value already reached comes back rounded
 
     @property
     def below(self) -> bool:
@@ -254,7 +255,7 @@ class Forecast:
 
 
 def forecast(curve: Curve, weight: float, cut: float) -> Forecast | None:
-    """None if nothing was spent before the cut."""
+    """Predict from what lies before the cut; None if nothing was spent there."""
     ln_L = [y + p for y, p in zip(curve.loss, price(curve, weight), strict=True)]
     seen = sum(s <= cut for s in curve.spent)
     if not seen or curve.spent[seen - 1] == 0:
@@ -362,7 +363,7 @@ def calibration_tables(
 
 
 class BadFile(Exception):
-    """A file that cannot be used; the message says where and what to do."""
+    """An unusable file; the message says where it is wrong and what to do."""
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -381,7 +382,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
         raise BadFile(f"{path}: expected a readable CSV file in UTF-8, got: {error}.") from error
 
 
-def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:
+def _cell(path: Path, line: int, row: dict[str, str], column: str) -> float:
     try:
         value = float(row[column])
     except (TypeError, ValueError):
@@ -395,11 +396,11 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:
 
 
 def read_curves(path: Path) -> tuple[dict[str, list[Curve]], int]:
-    """Curves by set, and how many were too short."""
+    """Return the curves by set, and how many were too short."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for line, row in _read(path, ("set", "curve", "spent", "loss")):
         curve = points.setdefault((row["set"], row["curve"]), [])
-        spent, loss = (_number(path, line, row, c) for c in ("spent", "loss"))
+        spent, loss = (_cell(path, line, row, c) for c in ("spent", "loss"))
         if curve and spent <= curve[-1][0]:
             raise BadFile(
                 f"{path}, line {line}: expected spent to grow along curve {row['curve']!r}, got "
@@ -422,10 +423,10 @@ def read_curves(path: Path) -> tuple[dict[str, list[Curve]], int]:
 
 
 def read_finished(path: Path) -> dict[str, list[tuple[float, float, float]]]:
-    """(parameters, tokens, loss) of finished runs by set."""
+    """Return (parameters, tokens, loss) of the finished runs, by set."""
     sets: dict[str, list[tuple[float, float, float]]] = {}
     for line, row in _read(path, ("set", "parameters", "tokens", "loss")):
-        N, D, loss = (_number(path, line, row, c) for c in ("parameters", "tokens", "loss"))
+        N, D, loss = (_cell(path, line, row, c) for c in ("parameters", "tokens", "loss"))
         sets.setdefault(row["set"], []).append((N, D, loss))
     if not sets:
         raise BadFile(f"{path}: expected finished runs, got no rows.")
@@ -443,7 +444,7 @@ def _numbers(kind: Callable[[str], float], least: float) -> Callable[[str], list
             values = []
         if not values or not all(least <= v < math.inf for v in values):
             raise argparse.ArgumentTypeError(
-                f"expected numbers >= {least:g} with commas between them, got {text!r}"
+                f"expected numbers >= {least:g} separated by commas, got {text!r}"
             )
         return values
 
@@ -465,14 +466,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--curves", type=Path, default=DATA / "curves.csv", metavar="FILE.csv")
     parser.add_argument("--finished", type=Path, default=DATA / "finished.csv", metavar="FILE.csv")
     parser.add_argument(
-        "--weights", type=_numbers(float, 0), default=[0.03, 0.05, 0.07, 0.1], help="W, with commas"
+        "--weights",
+        type=_numbers(float, 0),
+        default=[0.03, 0.05, 0.07, 0.1],
+        help="W, separated by commas",
     )
     parser.add_argument(
         "--every", type=_numbers(int, 1), default=[1], help="thin the validations, e.g. 1,2,5"
     )
     parser.add_argument("--subsets", type=int, default=200, help="random subsets of finished runs")
-    parser.add_argument("--tolerance", type=float, default=0.005, help="of Patience, nats")
-    parser.add_argument("--certainty", type=float, default=4.0, help="of Patience, sd of noise")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.005, help="Patience's, in nats (%(default)s)"
+    )
+    parser.add_argument(
+        "--certainty",
+        type=float,
+        default=4.0,
+        help="Patience's, in standard deviations of noise (%(default)s)",
+    )
     options = parser.parse_args(arguments)
     try:
         curves, short = read_curves(options.curves)

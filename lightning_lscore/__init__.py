@@ -1,4 +1,25 @@
-"""Cost-adjusted perplexity for PyTorch Lightning: L = perplexity(T) · f(D) · f(A) · f(H)."""
+"""Cost-adjusted perplexity for PyTorch Lightning: L = perplexity(T) · f(D) · f(A) · f(H).
+
+The map. Imports point downwards only, and parts do not know each other (``tests/test_layout.py``):
+
+======= ============== =========================================================================
+doors   callback       ``LScore``: each of Lightning's hooks tells the Tracker what it knows
+        stopping       ``CostEarlyStopping``, which obeys the verdict of the Tracker
+        plan           what a Trainer is set to do: its end, and its learning rates
+        factory        ``LSCORE=1 python train.py``
+        cli            the command ``lscore``
+core    run/           one run over time: ``Tracker``, clock, spending, exchange, checkpoint state
+parts   heldout/       T: logits and labels out of a module, and their NLL
+        model/         D and A: the tokens of a batch, a model's parameters and FLOP
+        hardware/      H: devices, their readings and their peaks
+        record/        ``lscore.jsonl``: write it, read it, tell which validations compare
+        curve/         what a curve says: when to stop, where L ends, what more would buy
+        show/          records as tables, sentences and pictures
+ground  equation/      Measurements, Factor, Formula, Score: the standard library only
+======= ============== =========================================================================
+
+To follow a fit, start at ``run/tracker.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +35,7 @@ if TYPE_CHECKING:
     from .callback import LScore
     from .heldout.perplexity import Perplexity
     from .heldout.text import TextEvaluation, evaluate_text
+    from .run.tracker import Tracker
     from .stopping import CostEarlyStopping
 
 __version__ = "0.1.0"
@@ -28,6 +50,7 @@ __all__ = [
     "Record",
     "Score",
     "TextEvaluation",
+    "Tracker",
     "evaluate_text",
     "read_records",
 ]
@@ -38,6 +61,7 @@ _LAZY = {
     "LScore": "callback",
     "Perplexity": "heldout.perplexity",
     "TextEvaluation": "heldout.text",
+    "Tracker": "run.tracker",
     "evaluate_text": "heldout.text",
 }
 

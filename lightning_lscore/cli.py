@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _explain(options: argparse.Namespace) -> list[str]:
     from .equation.formula import Formula
-    from .show.explain import explain_run, overview, worked_example
+    from .show.equation_in_words import overview, worked_example
+    from .show.explain import explain_run
 
     factors = {x: getattr(options, x) for x in "DAH" if getattr(options, x) is not None}
     if options.perplexity is not None:
@@ -132,8 +133,8 @@ def _explain(options: argparse.Namespace) -> list[str]:
         formula = Formula.for_model(options.parameters)
     if options.records is None:
         return [overview(formula)]
-    from .record.compare import rescored
-    from .record.records import read_run
+    from .record.comparable import rescored
+    from .record.file import read_run
 
     records = read_run(options.records)
     if formula is not None:
@@ -143,8 +144,8 @@ def _explain(options: argparse.Namespace) -> list[str]:
 
 def _compare(options: argparse.Namespace) -> list[str]:
     from .equation.formula import Formula
-    from .record.compare import comparison
-    from .record.records import read_run
+    from .record.file import read_run
+    from .show.comparison import comparison
 
     runs = {str(path): read_run(path) for path in options.records}
     return [comparison(runs, None if options.formula is None else Formula.load(options.formula))]
@@ -159,7 +160,7 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
 def _calibrate(options: argparse.Namespace) -> list[str]:
     from .curve.calibrate import calibrate
     from .record.finished_runs import read_finished
-    from .show.explain import explain_calibration
+    from .show.calibration import explain_calibration
 
     runs = read_finished(options.runs)
     found = calibrate(runs.parameters, runs.tokens, runs.loss, share=options.share)

@@ -1,12 +1,12 @@
 """LScore in every Trainer of a process, by an environment variable and without a line of code.
 
-Lightning asks the entry points of its groups ``callbacks_factory`` for callbacks whenever a Trainer
-is made. This one answers only where ``LSCORE`` is set:
+Lightning calls the entry points of its groups ``callbacks_factory`` whenever a Trainer is made.
+This one returns a callback only where ``LSCORE`` is set:
 
     LSCORE=1 python train.py               # LScore()
     LSCORE=study.json python train.py      # LScore("study.json")
 
-A script that adds its own LScore needs none from here: Lightning refuses the second one.
+A script that adds its own LScore does not need this one: Lightning refuses a second one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def callbacks() -> list[Any]:
-    """An LScore if ``LSCORE`` asks for one; else none, and nothing heavy is imported.
+    """Return an LScore if ``LSCORE`` is set; else an empty list, without a heavy import.
 
     Raises:
         FileNotFoundError, ValueError: as ``LScore(path)``, where the variable is a path.

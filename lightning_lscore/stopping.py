@@ -13,33 +13,32 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .both import Callback
-from .callback import LScore
+from .callback import Callback, LScore
 from .curve.patience import Patience, Verdict
 from .equation.safe_numbers import exp
-from .plan import learning_rates, planned_batches
+from .plan import learning_rates
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 
 
 class CostEarlyStopping(EarlyStopping, Callback):
-    """Stops a run when more spending no longer buys enough perplexity.
+    """Stop a run when more spending no longer buys enough perplexity.
 
     Lightning's ``EarlyStopping`` on the L of an :class:`LScore` callback of the same Trainer, in
-    whatever order. Instead of ``patience`` and ``min_delta`` it has :class:`Patience`: it stops
-    when the price paid since the best L exceeds what noise can hide, or when the rest of the plan
-    cannot win that much any more; ``stopping_reason_message`` then says why.
+    any order. :class:`Patience` replaces ``patience`` and ``min_delta``: the run stops when the
+    price paid since the best L exceeds what noise can hide, or when the rest of the plan can no
+    longer win that much; ``stopping_reason_message`` then says why.
 
-    While the learning rate changes it does not stop: decay brings its loss late. A rate is constant
-    again once it has stood still for a period of its scheduler (an epoch or a step, times
-    ``frequency``) and since the last validation. A constant rate that is still to decay cannot be
-    told from one that is not: there a stop says that it is time to decay.
+    It does not stop while the learning rate changes, since decay lowers the loss late. A rate is
+    constant again once it has stood still for a period of its scheduler (an epoch or a step, times
+    ``frequency``) and since the last validation. It cannot tell a constant rate that will decay
+    from one that will not: there a stop means that it is time to decay.
 
     Args:
         monitor: the key of an L: ``LScore(prefix="strict_")`` logs ``"strict_L"``.
         tolerance: price to pay for nothing, or gain to leave, in nats, > 0. 0.005: 0.5 % of L.
         certainty: how many standard deviations of noise to wait out, >= 0.
-        validations: least number of validations without improvement, >= 1.
+        validations: minimum number of validations without improvement, >= 1.
         ratio: a plain rule in place of ``tolerance`` and ``certainty``: stop when this much more
             has been spent since the best L, in the measure of H, else of D. 0.25: 25 % more.
         while_decaying: whether it may also stop while the learning rate changes.
@@ -49,7 +48,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         stopping_threshold: stop as soon as L is lower.
         divergence_threshold: stop as soon as L is higher.
         check_on_train_epoch_end: whether to stop only where a training epoch ends.
-        log_rank_zero_only: whether only rank 0 says what ``verbose`` asks for.
+        log_rank_zero_only: whether only rank 0 prints what ``verbose`` enables.
 
     Raises:
         ValueError: for arguments out of these ranges.
@@ -110,29 +109,21 @@ class CostEarlyStopping(EarlyStopping, Callback):
     def _take_in(self, trainer: Trainer) -> None:
         """Tells the patience of the validation that LScore has just scored, on all ranks alike."""
         self.verdict = self._why = None
-        lscore = self._find_lscore(trainer)
-        record, formula = lscore.last_record, lscore.formula_in_force
+        tracker = self._find_lscore(trainer).tracker
+        assert tracker is not None
+        record, formula = tracker.last_record, tracker.formula
         assert record is not None
         assert formula is not None
-        measured, spent, planned = record.measurements, record.batch, planned_batches(trainer)
-        ln_f = formula.ln_price(measured)
-        ln_T = formula.ln_T(measured)
-        if ln_T is None or ln_f is None:  # LScore has said what is missing
-            return
-        amount = measured.get(formula.spending_measure(measured)) or spent
         if self._run != [record.run, dict(record.formula)]:  # L before does not compare
             self._run, self._best = [record.run, dict(record.formula)], None
             self._rule.reset()
             self.best_score, self.wait_count = torch.tensor(math.inf), 0
-        self.verdict = self._rule.update(
-            ln_T=ln_T,
-            ln_f=ln_f,
-            spent=spent if self._rule.ratio is None else amount,
-            planned=planned,
-            ln_f_at_end=formula.ln_price(measured, planned / spent) if planned else None,
-            armed=self._rates_are_constant(trainer, spent) or self.while_decaying,
-        )
-        now = {"step": record.step, "L": record.L, "ln_T": ln_T}
+        armed = self._rates_are_constant(trainer, record.batch) or self.while_decaying
+        self.verdict = tracker.judge(self._rule, armed=armed)
+        if self.verdict is None:  # LScore has said what is missing
+            return
+        measured = record.measurements
+        now = {"step": record.step, "L": record.L, "ln_T": formula.ln_T(measured)}
         now |= {"tokens": measured.tokens, "device time": measured.device_hours}
         if self.verdict.improved:
             self._best = now

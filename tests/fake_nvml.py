@@ -25,7 +25,7 @@ ERROR_CODES = sorted(
 """Every code that this nvidia-ml-py knows."""
 
 QUERIES = {
-    "busy": "nvmlDeviceGetUtilizationRates",
+    "busy_fraction": "nvmlDeviceGetUtilizationRates",
     "power_watts": "nvmlDeviceGetPowerUsage",
     "energy_joules": "nvmlDeviceGetTotalEnergyConsumption",
     "memory_used_bytes": "nvmlDeviceGetMemoryInfo",

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 from lightning_lscore import Factor, Formula, LScore, read_records
+from lightning_lscore.equation.prediction import Prediction
 from lightning_lscore.hardware.peaks import peak_flops
 from lightning_lscore.heldout import nll
 
@@ -189,11 +190,11 @@ def test_what_nvml_says_of_a_gpu_reaches_the_loggers_and_the_record(trainer, mon
     peak = peak_flops("NVIDIA H100 80GB HBM3", "float32").flops
     assert seen["capacity_flops"] == pytest.approx(peak * 3600 * seen["device_hours"])
     record = read_records(tmp_path)[-1]
-    assert record.devices[0]["key"] == gpu.uuid
+    assert record.devices[0].key == gpu.uuid
     assert record.measurements.provenance["energy_kwh"].startswith("measured: energy counter")
     assert list(record.hardware) == [gpu.uuid]
-    assert record.hardware[gpu.uuid]["energy_kwh"] == seen["energy_kwh"]
-    assert record.hardware[gpu.uuid]["memory_mean_gib"] == record.measurements.memory_mean_gib
+    assert record.hardware[gpu.uuid].energy_kwh == seen["energy_kwh"]
+    assert record.hardware[gpu.uuid].memory_mean_gib == record.measurements.memory_mean_gib
     assert record.measurements.memory_mean_gib == pytest.approx(12)
 
 
@@ -214,13 +215,13 @@ def test_after_a_resume_on_another_gpu_the_record_tells_what_each_has_spent(
     t = trainer(LScore(), max_epochs=2)
     t.fit(Draws(driver), loader(16), loader(4), ckpt_path=tmp_path / "half.ckpt")
     record = read_records(tmp_path)[-1]
-    assert [device["key"] for device in record.devices] == [hot.uuid]
+    assert [device.key for device in record.devices] == [hot.uuid]
     first, second = record.hardware[cool.uuid], record.hardware[hot.uuid]
-    assert first["energy_kwh"] >= before.hardware[cool.uuid]["energy_kwh"] > 0
-    both = first["energy_kwh"] + second["energy_kwh"]
+    assert first.energy_kwh >= before.hardware[cool.uuid].energy_kwh > 0
+    both = first.energy_kwh + second.energy_kwh
     assert both == pytest.approx(record.measurements.energy_kwh)
-    assert (first["throttled_fraction"], second["throttled_fraction"]) == (0, 1)
-    assert (second["throttled_by_heat_fraction"], second["throttled_by_power_fraction"]) == (1, 0)
+    assert (first.throttled_fraction, second.throttled_fraction) == (0, 1)
+    assert (second.throttled_by_heat_fraction, second.throttled_by_power_fraction) == (1, 0)
     m = record.measurements
     assert 0 < m.throttled_by_heat_fraction == m.throttled_fraction < 1
 
@@ -307,14 +308,14 @@ def test_the_best_L_to_come_is_expected_once_the_curve_allows(trainer, tmp_path)
     watch, lscore = Watch(), LScore(BY_TOKENS)
     trainer(lscore, watch, max_epochs=40).fit(PlainLM(lr=0.02), loader(8), loader(4))
     records = read_records(tmp_path)
-    assert "got 1 so far" in records[0].prediction["reason"]
-    shown = [r for r in records if "best_L" in r.prediction]
+    assert "got 1 so far" in records[0].prediction.reason
+    shown = [r for r in records if isinstance(r.prediction, Prediction)]
     assert shown
     assert ["lscore/best_L_expected" in s for s in watch.seen] == [r in shown for r in records]
     for seen, r in zip(watch.seen, records, strict=True):
-        assert seen.get("lscore/best_L_expected") == r.prediction.get("best_L")
+        assert seen.get("lscore/best_L_expected") == getattr(r.prediction, "best_L", None)
     best_so_far = min(r.L for r in records)
-    assert all(r.prediction["best_L_low"] <= best_so_far * (1 + 1e-9) for r in shown[-1:])
+    assert all(r.prediction.best_L_low <= best_so_far * (1 + 1e-9) for r in shown[-1:])
 
 
 @pytest.mark.parametrize(
@@ -340,8 +341,8 @@ def test_nothing_is_expected_while_a_decay_may_still_begin(schedule, shown, trai
     lscore = LScore(BY_TOKENS)
     trainer(lscore, max_epochs=40).fit(Scheduled(lr=0.02), loader(8), loader(4))
     prediction = lscore.last_record.prediction
-    assert ("best_L" in prediction) == shown
-    assert ("stands still" in prediction.get("reason", "")) != shown
+    assert isinstance(prediction, Prediction) == shown
+    assert ("stands still" in getattr(prediction, "reason", "")) != shown
 
 
 def test_an_evaluation_set_that_changes_is_said(trainer):
@@ -451,7 +452,7 @@ def test_validation_takes_no_training_time(trainer, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("lightning_lscore.run.clock.Clock.__init__.__defaults__", (lambda: now[0],))
     monkeypatch.setattr(
-        "lightning_lscore.run.segment.Session.__init__.__kwdefaults__",
+        "lightning_lscore.run.segment.Segment.__init__.__kwdefaults__",
         {"count_tokens": None, "now": lambda: now[0]},
     )
 
@@ -469,7 +470,7 @@ def test_validation_takes_no_training_time(trainer, monkeypatch):
     t.fit(Slow(), loader(12), loader(8))
     assert lscore.last_record.measurements.train_hours * 3600 == 6.0
     assert lscore.last_record.measurements.capacity_flops == pytest.approx(
-        6.0 * lscore.last_record.devices[0]["peak_flops"]
+        6.0 * lscore.last_record.devices[0].peak_flops
     )
 
 

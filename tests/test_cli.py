@@ -9,11 +9,15 @@ from dataclasses import replace
 import pytest
 
 from lightning_lscore.cli import main
+from lightning_lscore.equation.evidence import EvaluationSet
 from lightning_lscore.equation.formula import Factor, Formula
 from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.equation.prediction import Unpredictable
 from lightning_lscore.record.records import RECORD_FILE, Record, append_record
 
 FORMULA = Formula(D=Factor("tokens", 1000.0, 0.1), H=Factor("device_hours", 2.0, 0.3))
+
+HELD_OUT = EvaluationSet(tokens=(9,), perplexities=(2.0,), source="logits", fingerprints=("01",))
 
 
 def record(step, perplexity, run="a", **changes):
@@ -21,7 +25,7 @@ def record(step, perplexity, run="a", **changes):
     m = Measurements(**{"perplexity": perplexity, **values, **changes})
     return Record(
         run=run, batch=step, step=step, epoch=0, time="", measurements=m,
-        score=FORMULA.score(m), formula=FORMULA.to_dict(), evaluation={"fingerprints": ["01"]},
+        score=FORMULA.score(m), formula=FORMULA.to_dict(), evaluation=HELD_OUT,
     )  # fmt: skip
 
 
@@ -152,7 +156,9 @@ def test_a_record_cannot_steer_the_terminal(capsys, tmp_path):
     """Neither colours nor a cursor that moves, wherever a text of the record is shown."""
     hostile = "\x1b[2J\x1b]0;title\x07\r\x9b31m"
     formula = {**FORMULA.to_dict(), "origin": hostile}
-    r = replace(record(1, 20.0), run=hostile, formula=formula, prediction={"reason": hostile})
+    r = replace(
+        record(1, 20.0), run=hostile, formula=formula, prediction=Unpredictable(reason=hostile)
+    )
     append_record(tmp_path / RECORD_FILE, r)
     outputs = [call(capsys, command, tmp_path) for command in ("explain", "compare")]
     for _, out, err in [*outputs, call(capsys, "explain", tmp_path, "--from", "7")]:

@@ -105,8 +105,8 @@ def test_several_processes_measure_the_perplexity_of_one(logged, run):
 def test_several_processes_know_the_evaluation_set_of_one(folder, run):
     """The fingerprint is that of the set, however it was divided, and L compares."""
     one, several = (read_records(folder / name)[0].evaluation for name in ("one", run))
-    assert one["fingerprints"] == several["fingerprints"] != ["0000000000"]
-    assert one["longest"] == several["longest"] == [11]
+    assert one.fingerprints == several.fingerprints != ("0000000000",)
+    assert one.longest == several.longest == (11,)
 
 
 @pytest.mark.parametrize("run", LAUNCHED)
@@ -144,10 +144,10 @@ def test_rank_zero_writes_each_validation_once_and_early_stopping_agrees(folder,
 @pytest.mark.parametrize("hosts", TWO_HOSTS)
 def test_each_host_adds_its_cpu(folder, hosts):
     for record in read_records(folder / f"two hosts {hosts}"):
-        keys = {device["key"] for device in record.devices}
+        keys = {device.key for device in record.devices}
         assert len(keys) == len(record.devices) == 2
         assert record.hardware.keys() == keys
-        assert all(seen["memory_peak_gib"] > 0 for seen in record.hardware.values())
+        assert all(seen.memory_peak_gib > 0 for seen in record.hardware.values())
         assert_capacity(record.measurements, hosts=2)
 
 

@@ -556,8 +556,8 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
     first = read_records(tmp_path)[2].measurements
     model = on("NVIDIA A100-SXM4-80GB", 7)
     last = fit(6, str(checkpoint), model=model).last_record
-    peak = last.devices[0]["peak_flops"]
-    assert peak != read_records(tmp_path)[0].devices[0]["peak_flops"]
+    peak = last.devices[0].peak_flops
+    assert peak != read_records(tmp_path)[0].devices[0].peak_flops
     # The checkpoint of a step is saved before its validation, whose time counts as well.
     m = last.measurements
     seconds = 3600 * (m.device_hours - max(first.device_hours, before["device_seconds"] / 3600))

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .probe import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Query, Session
+from .probe import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Query, VendorLibrary
 
 __all__ = ["AmdProbe"]
 
@@ -55,11 +55,11 @@ class AmdProbe(OpenedProbe):
         super().__init__(device)
         self._address = address
 
-    def _open(self) -> Session:
-        return _Session(self._address)
+    def _open(self) -> VendorLibrary:
+        return _AmdLibrary(self._address)
 
 
-class _Session(Session):
+class _AmdLibrary(VendorLibrary):
     """amdsmi and its handle of one GPU."""
 
     NAME, PACKAGE = "amdsmi", "amdsmi"
@@ -116,20 +116,20 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())  # amdsmi's are of two lines
 
 
-def _number(value: Any) -> float:
+def _float_or_nan(value: Any) -> float:
     """NaN for what is no number: amdsmi says "N/A" for what a GPU does not have."""
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _busy(smi: Any, handle: Any) -> float | None:
-    percent = _number(smi.amdsmi_get_gpu_activity(handle)["gfx_activity"])
+def _busy_fraction(smi: Any, handle: Any) -> float | None:
+    percent = _float_or_nan(smi.amdsmi_get_gpu_activity(handle)["gfx_activity"])
     return percent / 100 if 0 <= percent <= 100 else None
 
 
 def _power_watts(smi: Any, handle: Any) -> float | None:
     info = smi.amdsmi_get_power_info(handle)
     for key in ("current_socket_power", "average_socket_power"):
-        watts = _number(info.get(key))
+        watts = _float_or_nan(info.get(key))
         if 0 < watts < 0xFFFF:  # 0xFFFF: "N/A" that amdsmi did not translate
             return watts
     return None
@@ -137,8 +137,12 @@ def _power_watts(smi: Any, handle: Any) -> float | None:
 
 def _energy_joules(smi: Any, handle: Any) -> float | None:
     info = smi.amdsmi_get_energy_count(handle)
-    ticks = _number(info["energy_accumulator"] if "energy_accumulator" in info else info["power"])
-    joules = ticks * _number(info["counter_resolution"]) / 1e6  # a tick is so many microjoules
+    ticks = _float_or_nan(
+        info["energy_accumulator"] if "energy_accumulator" in info else info["power"]
+    )
+    joules = (
+        ticks * _float_or_nan(info["counter_resolution"]) / 1e6
+    )  # a tick is so many microjoules
     return joules if 0 <= joules < math.inf else None
 
 
@@ -149,12 +153,12 @@ def _memory_used_bytes(smi: Any, handle: Any) -> int | None:
 
 def _sm_clock_mhz(smi: Any, handle: Any) -> float | None:
     info = smi.amdsmi_get_clock_info(handle, smi.AmdSmiClkType.GFX)
-    mhz = _number(info["clk"] if "clk" in info else info["cur_clk"])
+    mhz = _float_or_nan(info["clk"] if "clk" in info else info["cur_clk"])
     return mhz if 0 < mhz < PLAUSIBLE_MHZ else None
 
 
 _QUERIES: Mapping[str, Query] = {
-    "busy": _busy,
+    "busy_fraction": _busy_fraction,
     "power_watts": _power_watts,
     "energy_joules": _energy_joules,
     "memory_used_bytes": _memory_used_bytes,

@@ -28,16 +28,16 @@ class AppleProbe:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._monitor: Any = None
-        self._reasons = {
-            "busy": _NOT_TOLD,
+        self._missing = {
+            "busy_fraction": _NOT_TOLD,
             "sm_clock_mhz": _NOT_TOLD,
             "throttled": _NOT_TOLD,
             "power_watts": "the chip counts its energy; mean power follows from that",
         }
 
     @property
-    def reasons(self) -> Mapping[str, str]:
-        return self._reasons
+    def missing(self) -> Mapping[str, str]:
+        return self._missing
 
     def read(self) -> Reading:
         """Each measure on its own: without the package there is still the memory."""
@@ -46,9 +46,9 @@ class AppleProbe:
             try:
                 values[measure] = ask()
             except Exception as error:  # of a compiled extension, or of a torch without MPS
-                self._reasons[measure] = str(error) or repr(error)
+                self._missing[measure] = str(error) or repr(error)
             else:
-                self._reasons.pop(measure, None)
+                self._missing.pop(measure, None)
         return Reading(**values)
 
     def close(self) -> None:

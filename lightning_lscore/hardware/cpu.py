@@ -49,7 +49,7 @@ class CpuProbe:
         self._process_time = process_time
         self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
         self._zones: list[_Zone] | None = None
-        self._reasons = {
+        self._missing = {
             "power_watts": "a CPU counts its energy at most; mean power follows from that",
             "sm_clock_mhz": "only GPUs are asked for their clock",
             "throttled": "only GPUs are asked whether they are throttled",
@@ -57,12 +57,12 @@ class CpuProbe:
         self.device = Device(key=_key(self._root), name=_model_name(self._root), kind="cpu")
 
     @property
-    def reasons(self) -> Mapping[str, str]:
-        return self._reasons
+    def missing(self) -> Mapping[str, str]:
+        return self._missing
 
     def read(self) -> Reading:
         return Reading(
-            busy=self._busy(),
+            busy_fraction=self._busy_fraction(),
             energy_joules=self._energy_joules(),
             memory_used_bytes=self._memory_bytes(),
         )
@@ -71,13 +71,15 @@ class CpuProbe:
         """Nothing is held open; the RAPL totals go on, so that they never run backwards."""
         self._last = None
 
-    def _busy(self) -> float | None:
+    def _busy_fraction(self) -> float | None:
         t, cpu = self._now(), self._process_time()
         last, self._last = self._last, (t, cpu)
         if last is None or t <= last[0]:
-            self._reasons["busy"] = "a share of the time since the last reading, and there is none"
+            self._missing["busy_fraction"] = (
+                "a share of the time since the last reading, and there is none"
+            )
             return None
-        self._reasons.pop("busy", None)
+        self._missing.pop("busy_fraction", None)
         return min(1.0, max(0.0, (cpu - last[1]) / (self._threads * (t - last[0]))))
 
     def _energy_joules(self) -> float | None:
@@ -86,17 +88,17 @@ class CpuProbe:
                 self._zones = _packages(self._root)
             joules = sum(zone.joules() for zone in self._zones)
         except PermissionError:
-            self._reasons["energy_joules"] = (
+            self._missing["energy_joules"] = (
                 "RAPL counters are readable by root only; an administrator can allow it: "
                 "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
             )
         except (OSError, ValueError) as error:
-            self._reasons["energy_joules"] = f"RAPL cannot be read: {error}"
+            self._missing["energy_joules"] = f"RAPL cannot be read: {error}"
         else:
             if self._zones:
-                self._reasons.pop("energy_joules", None)
+                self._missing.pop("energy_joules", None)
                 return joules
-            self._reasons["energy_joules"] = (
+            self._missing["energy_joules"] = (
                 "the system shows no RAPL counter (a virtual machine, or not Linux on x86)"
             )
         return None
@@ -112,7 +114,7 @@ class CpuProbe:
         try:
             import resource
         except ImportError:
-            self._reasons["memory_used_bytes"] = "the system has neither /proc nor getrusage"
+            self._missing["memory_used_bytes"] = "the system has neither /proc nor getrusage"
             return None
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, else KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

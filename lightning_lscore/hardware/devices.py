@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..equation.evidence import OccupiedDevice
 from .apple import AppleProbe
 from .cpu import CpuProbe
 from .nvml import cuda_probe
@@ -26,8 +27,8 @@ Gather = Callable[[Any], list[Any]]
 class Devices:
     """The devices that a run computes on, over all of its ranks."""
 
-    described: tuple[dict[str, Any], ...]
-    """Key, name, kind, peak and its source of each, for the record."""
+    described: tuple[OccupiedDevice, ...]
+    """Each with its peak, for the record."""
     sampler: Sampler
     """Reads those of this process."""
     read_by: tuple[tuple[str, ...], ...]
@@ -41,8 +42,9 @@ class Devices:
     @property
     def peak_flops(self) -> float | None:
         """Dense peak of all together, in FLOP/s; None if that of one is unknown."""
-        peaks = [d["peak_flops"] for d in self.described]
-        return None if None in peaks else sum(peaks)
+        peaks = [device.peak_flops for device in self.described]
+        known = [peak for peak in peaks if peak is not None]
+        return sum(known) if len(known) == len(peaks) else None
 
 
 def find_devices(
@@ -79,9 +81,7 @@ def find_devices(
     # A GPU is read by its owner alone; CPU time is each process's own.
     read = probes if root.type == "cpu" else owned
 
-    mine = [
-        {**asdict(p.device), "dtype": dtype, **_peak(p.device, root, dtype, threads)} for p in owned
-    ]
+    mine = [_described(probe.device, root, dtype, threads) for probe in owned]
     told = gather((mine, tuple(p.device.key for p in read)))
     described = tuple(device for theirs, _ in told for device in theirs)
     names = {probe.device.key for probe in owned}
@@ -141,8 +141,13 @@ def _apple_name() -> str:
         return "Apple GPU"
 
 
-def _peak(device: Device, root: torch.device, dtype: str, threads: int) -> dict[str, Any]:
+def _described(device: Device, root: torch.device, dtype: str, threads: int) -> OccupiedDevice:
     peak = peak_flops(device.name, dtype) or measured_peak(root, dtype, threads=threads)
-    if peak is None:
-        return {"peak_flops": None, "peak_source": f"unavailable: no {dtype} product ran here"}
-    return {"peak_flops": peak.flops, "peak_source": peak.source}
+    return OccupiedDevice(
+        key=device.key,
+        name=device.name,
+        kind=device.kind,
+        dtype=dtype,
+        peak_flops=None if peak is None else peak.flops,
+        peak_source=f"unavailable: no {dtype} product ran here" if peak is None else peak.source,
+    )

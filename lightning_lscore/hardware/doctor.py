@@ -21,14 +21,14 @@ from .probe import Probe, ProbeLost, Reading
 
 # What a run has not got without a field of Reading; energy may also come from power.
 _MEASURES = {
-    "busy": ("busy_fraction",),
+    "busy_fraction": ("busy_fraction",),
     "memory_used_bytes": ("memory_mean_gib", "memory_peak_gib"),
     "energy_joules": ("energy_kwh", "power_watts", "emissions_kg"),
     "sm_clock_mhz": ("sm_clock_mhz",),
     "throttled": ("throttled_fraction",),
 }
 _SHOWN: dict[str, Callable[[Any], str]] = {
-    "busy": lambda x: f"{100 * x:.0f} %",
+    "busy_fraction": lambda x: f"{100 * x:.0f} %",
     "power_watts": lambda x: f"{x:.1f} W",
     "energy_joules": lambda x: f"{x:.1f} J",
     "memory_used_bytes": lambda x: f"{x / 2**30:.2f} GiB",
@@ -106,7 +106,7 @@ def _readings(
             readings.append((t, probe.read()))
     except ProbeLost as error:
         lost = str(error)
-    reasons = dict(probe.reasons)
+    why_not = dict(probe.missing)
     probe.close()
     last = {
         f.name: next(
@@ -116,7 +116,7 @@ def _readings(
     }
     for name, value in last.items():
         if value is None:
-            yield _line(name, f"unavailable: {lost or reasons.get(name, 'no reading')}")
+            yield _line(name, f"unavailable: {lost or why_not.get(name, 'no reading')}")
             continue
         period = f", a counter that changes every {_period(readings)}"
         yield _line(name, _SHOWN[name](value) + (period if name == "energy_joules" else ""))
@@ -127,7 +127,7 @@ def _readings(
         last["energy_joules"] = 0.0
     for name, measures in _MEASURES.items():
         if last[name] is None:
-            missing.update(dict.fromkeys(measures, lost or reasons.get(name, "no reading")))
+            missing.update(dict.fromkeys(measures, lost or why_not.get(name, "no reading")))
     yield _line(
         "a reading takes",
         f"{1e3 * (readings[-1][0] - readings[0][0]) / max(1, len(readings) - 1):.2f} ms",

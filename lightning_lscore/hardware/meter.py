@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from ..equation.evidence import DeviceUse
 from .probe import Reading
 
 __all__ = ["Meter", "Totals"]
@@ -25,7 +26,7 @@ class Totals:
     """Sums over training time. `a + b` joins devices, ranks and resumed sessions alike.
 
     Every field is a plain number that sums, but those in `MAXIMA`, of which the largest counts.
-    A sum of 0.0 over 0 known seconds is no measurement: use the properties, which give None then.
+    A sum of 0.0 over 0 known seconds is no measurement: `use` gives None then.
     """
 
     MAXIMA: ClassVar[frozenset[str]] = frozenset({"memory_peak_bytes"})
@@ -36,7 +37,7 @@ class Totals:
     """The part of them that readings cover; one in which every value is None covers nothing."""
     busy_seconds: float = 0.0
     busy_known_seconds: float = 0.0
-    """The part for which `busy` was reported: what `busy_seconds` is a share of."""
+    """The part for which `busy_fraction` was reported: what `busy_seconds` is a share of."""
     energy_joules: float = 0.0
     energy_estimated_joules: float = 0.0
     """The part of `energy_joules` that is integrated power, for want of a sound counter."""
@@ -72,69 +73,27 @@ class Totals:
         }
         return Totals(**added)
 
-    @property
-    def coverage(self) -> float | None:
-        """Share of training time that readings cover, 0..1."""
-        return _ratio(self.observed_seconds, self.training_seconds)
+    def use(self) -> DeviceUse:
+        """Return what is known of one device, or on a sum over devices of them on average.
 
-    @property
-    def busy_fraction(self) -> float | None:
-        """Time-weighted mean of `busy`, 0..1 (ranks that share a host's CPU may add up past 1)."""
-        fraction = _ratio(self.busy_seconds, self.busy_known_seconds)
-        return None if fraction is None else min(fraction, 1.0)
-
-    @property
-    def energy_kwh(self) -> float:
-        """The energy that is known, in kWh of 3.6e6 J."""
-        return self.energy_joules / 3.6e6
-
-    @property
-    def power_watts(self) -> float | None:
-        """Mean power of one device, in W."""
-        return _ratio(self.energy_joules, self.energy_known_seconds)
-
-    @property
-    def memory_mean_bytes(self) -> float | None:
-        """Time-weighted mean of the memory in use on one device."""
-        return _ratio(self.memory_byte_seconds, self.memory_known_seconds)
-
-    @property
-    def sm_clock_mhz(self) -> float | None:
-        """Time-weighted mean clock of the compute units in MHz, idle moments included."""
-        return _ratio(self.sm_clock_mhz_seconds, self.sm_clock_known_seconds)
-
-    @property
-    def throttled_fraction(self) -> float | None:
-        """Share of the time, 0..1, in which power, heat or a fault held the clocks down."""
-        return _ratio(self.throttled_seconds, self.throttled_known_seconds)
-
-    @property
-    def throttled_by_power_fraction(self) -> float | None:
-        """Share of the time, 0..1, in which power did, alone or beside others."""
-        return _ratio(self.throttled_by_power_seconds, self.throttled_known_seconds)
-
-    @property
-    def throttled_by_heat_fraction(self) -> float | None:
-        """Share of the time, 0..1, in which heat did, alone or beside others."""
-        return _ratio(self.throttled_by_heat_seconds, self.throttled_known_seconds)
-
-    def measures(self) -> dict[str, float]:
-        """What is known of one device, by name, in the units that the names say."""
-        gib, known = 2**30, self.energy_known_seconds
-        mean = self.memory_mean_bytes
-        found = {
-            "coverage": self.coverage,
-            "busy_fraction": self.busy_fraction,
-            "sm_clock_mhz": self.sm_clock_mhz,
-            "throttled_fraction": self.throttled_fraction,
-            "throttled_by_power_fraction": self.throttled_by_power_fraction,
-            "throttled_by_heat_fraction": self.throttled_by_heat_fraction,
-            "memory_mean_gib": None if mean is None else mean / gib,
-            "memory_peak_gib": self.memory_peak_bytes / gib or None,
-            "power_watts": self.power_watts,
-            "energy_kwh": self.energy_kwh if known else None,
-        }
-        return {name: value for name, value in found.items() if value is not None}
+        Means are weighted by time. Ranks that share a host's CPU may each count a little too much
+        CPU time: their sum is cut at the whole device.
+        """
+        gib, throttled = 2**30, self.throttled_known_seconds
+        busy = _ratio(self.busy_seconds, self.busy_known_seconds)
+        known = self.energy_known_seconds
+        return DeviceUse(
+            coverage=_ratio(self.observed_seconds, self.training_seconds),
+            busy_fraction=None if busy is None else min(busy, 1.0),
+            sm_clock_mhz=_ratio(self.sm_clock_mhz_seconds, self.sm_clock_known_seconds),
+            throttled_fraction=_ratio(self.throttled_seconds, throttled),
+            throttled_by_power_fraction=_ratio(self.throttled_by_power_seconds, throttled),
+            throttled_by_heat_fraction=_ratio(self.throttled_by_heat_seconds, throttled),
+            memory_mean_gib=_ratio(self.memory_byte_seconds / gib, self.memory_known_seconds),
+            memory_peak_gib=self.memory_peak_bytes / gib or None,
+            power_watts=_ratio(self.energy_joules, known),
+            energy_kwh=self.energy_joules / 3.6e6 if known else None,
+        )
 
     @property
     def energy_is_counter(self) -> bool:
@@ -146,7 +105,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-class _Share:
+class _Integral:
     """A value summed over training time, and the time for which it was known."""
 
     __slots__ = ("known", "sum")
@@ -243,8 +202,8 @@ class Meter:
 
     Times are seconds on any monotonic clock, given in order: an earlier one counts as the latest.
     Between two readings no more than `max_gap` seconds apart, what the later one says holds (the
-    window of `busy` ends there), weighted by the training seconds in between; further apart,
-    nothing is known but the difference of an energy counter.
+    window of `busy_fraction` ends there), weighted by the training seconds in between; further
+    apart, nothing is known but the difference of an energy counter.
 
     Args:
         max_gap: seconds; a few sampling intervals.
@@ -263,12 +222,12 @@ class Meter:
         self._last: tuple[float, float] | None = None  # t and trained at the last reading
         self._energy = _Energy(max_gap)
         self._observed = 0.0
-        self._busy, self._memory, self._clock = _Share(), _Share(), _Share()
-        self._throttled, self._by_power, self._by_heat = _Share(), _Share(), _Share()
+        self._busy, self._memory, self._clock = _Integral(), _Integral(), _Integral()
+        self._throttled, self._by_power, self._by_heat = _Integral(), _Integral(), _Integral()
         self._peak = self._readings = 0
 
     @property
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         """Why the energy is not the counter's alone, if so."""
         why = self._energy.why
         return (
@@ -292,7 +251,7 @@ class Meter:
         if self._last is not None and t - self._last[0] <= self._max_gap:
             seconds = trained - self._last[1]
             self._observed += seconds if reading != Reading() else 0.0
-            self._busy.add(reading.busy, seconds)
+            self._busy.add(reading.busy_fraction, seconds)
             self._memory.add(reading.memory_used_bytes, seconds)
             self._clock.add(reading.sm_clock_mhz, seconds)
             if reading.throttled is not None:

@@ -29,8 +29,8 @@ from .probe import (
     Probe,
     ProbeLost,
     Query,
-    Session,
     SilentProbe,
+    VendorLibrary,
 )
 
 __all__ = ["NvmlProbe", "cuda_probe", "driver_versions"]
@@ -66,11 +66,11 @@ class NvmlProbe(OpenedProbe):
     One process only: NVML does not survive a fork.
     """
 
-    def _open(self) -> Session:
-        return _Session(self.device.key)
+    def _open(self) -> VendorLibrary:
+        return _NvmlLibrary(self.device.key)
 
 
-class _Session(Session):
+class _NvmlLibrary(VendorLibrary):
     """NVML held open for one device: from `nvmlInit` to the matching `nvmlShutdown`."""
 
     NAME, PACKAGE, FORKED = "NVML", "nvidia-ml-py", " and does not survive a fork"
@@ -89,7 +89,7 @@ class _Session(Session):
             self._handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
             # What its name tells is not asked: an error there would charge the slice for its board.
             if uuid.startswith("MIG-") or self._is_slice():
-                self._never = dict.fromkeys(("busy", "power_watts", "energy_joules"), _MIG)
+                self._never = dict.fromkeys(("busy_fraction", "power_watts", "energy_joules"), _MIG)
         except Exception as error:  # an NVMLError, or ctypes' own when the library is damaged
             self.close()
             raise ProbeLost(f"NVML cannot open {uuid}: {error}") from error
@@ -106,7 +106,7 @@ class _Session(Session):
     def _is_slice(self) -> bool:
         """True for a MIG slice, and for a board in MIG mode, of which we can have a slice only."""
         with contextlib.suppress(self._library.NVMLError):  # a driver from before MIG
-            if _number(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
+            if _plain_int(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
                 return True
         try:
             current, _ = self._library.nvmlDeviceGetMigMode(self._handle)
@@ -177,12 +177,12 @@ def _bare(uuid: object) -> str:
     return re.sub(r"^(GPU|MIG)-", "", str(uuid).strip(), flags=re.IGNORECASE).lower()
 
 
-def _number(value: Any) -> int:
+def _plain_int(value: Any) -> int:
     # nvidia-ml-py returns some results as ctypes objects, and which ones differs between versions.
     return int(getattr(value, "value", value))
 
 
-def _busy(nvml: Any, handle: Any) -> float | None:
+def _busy_fraction(nvml: Any, handle: Any) -> float | None:
     percent = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
     return percent / 100 if 0 <= percent <= 100 else None
 
@@ -224,7 +224,7 @@ def _throttled(nvml: Any, handle: Any) -> frozenset[str]:
 
 
 _QUERIES: Mapping[str, Query] = {
-    "busy": _busy,
+    "busy_fraction": _busy_fraction,
     "power_watts": _power_watts,
     "energy_joules": _energy_joules,
     "memory_used_bytes": _memory_used_bytes,

@@ -39,7 +39,6 @@ class Peak:
     """FLOP/s."""
     source: str
     """The document that says so, or how it was measured."""
-    measured: bool = False
 
 
 def peak_flops(name: str, dtype: str) -> Peak | None:
@@ -118,7 +117,7 @@ def measured_peak(
     source += f" on {device}" + (f", {threads or before} threads" if device.type == "cpu" else "")
     if best != name:
         source += f" ({dtype}: {rates[name][0] / flops:.2g} times as fast)"
-    return Peak(flops=flops, source=source, measured=True)
+    return Peak(flops=flops, source=source)
 
 
 def _fastest_product(

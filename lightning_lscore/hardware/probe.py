@@ -7,7 +7,7 @@ probes of the process once an interval.
     Probe.read() ─► Reading ─► Meter.add() ─► Totals      Sampler: the thread, the marks
 
 Vendors live in files of their own (`nvml`, `amd`, `apple`, `cpu`): these three know no device.
-Missing is None, never 0, and `reasons` says why.
+Missing is None, never 0, and `missing` says why.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "ProbeLost",
     "Query",
     "Reading",
-    "Session",
     "SilentProbe",
+    "VendorLibrary",
 ]
 
 
@@ -59,7 +59,7 @@ class Device:
 class Reading:
     """What a device reported at one moment; None: it could not say."""
 
-    busy: float | None = None
+    busy_fraction: float | None = None
     """0..1: share of the time just before the reading in which the device worked."""
     power_watts: float | None = None
     energy_joules: float | None = None
@@ -79,7 +79,7 @@ class Probe(Protocol):
     def device(self) -> Device: ...
 
     @property
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         """Why a measure is missing, keyed by the field of `Reading`."""
         ...
 
@@ -92,7 +92,7 @@ class Probe(Protocol):
         ...
 
 
-class Session(ABC):
+class VendorLibrary(ABC):
     """A vendor's library held open for one device, in one process.
 
     Args:
@@ -130,32 +130,32 @@ class Session(ABC):
         if os.getpid() != self._pid:
             raise ProbeLost(f"{self.NAME} was opened in the parent process{self.FORKED}")
         values: dict[str, Any] = {}
-        reasons: dict[str, str] = {}
+        missing: dict[str, str] = {}
         for measure, query in self._queries.items():
             if measure not in self._never:
-                values[measure] = self._ask(measure, query, reasons)
-        return Reading(**values), {**reasons, **self._never}
+                values[measure] = self._ask(measure, query, missing)
+        return Reading(**values), {**missing, **self._never}
 
     @abstractmethod
     def close(self) -> None:
         """Never raises."""
 
-    def _ask(self, measure: str, query: Query, reasons: dict[str, str]) -> Any:
+    def _ask(self, measure: str, query: Query, missing: dict[str, str]) -> Any:
         try:
             value = query(self._library, self._handle)
         except Exception as error:
             code = self._code(error)
             if code is None:  # e.g. a function that this version of the package does not have
-                self._never[measure] = reasons[measure] = f"{self.PACKAGE}: {error!r}"
+                self._never[measure] = missing[measure] = f"{self.PACKAGE}: {error!r}"
                 return None
             if code in self._lost:
                 raise ProbeLost(f"{self.NAME} lost the device: {self._words(error)}") from error
-            reasons[measure] = f"{self.NAME}: {self._words(error)}"
+            missing[measure] = f"{self.NAME}: {self._words(error)}"
             if code in self._unsupported:
-                self._never[measure] = reasons[measure]
+                self._never[measure] = missing[measure]
             return None
         if value is None:
-            reasons[measure] = f"{self.NAME} gave an impossible value"
+            missing[measure] = f"{self.NAME} gave an impossible value"
         return value
 
 
@@ -167,29 +167,29 @@ class OpenedProbe(ABC):
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._reasons: dict[str, str] = {}
-        self._session: Session | None = None
+        self._missing: dict[str, str] = {}
+        self._library: VendorLibrary | None = None
         self._refused: str | None = None  # why the library could never be opened
         self._answered = False
 
     @abstractmethod
-    def _open(self) -> Session:
+    def _open(self) -> VendorLibrary:
         """Raises `ProbeLost` when there is no way to the device."""
 
     @property
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         if self._refused is not None:
             return _for_all(self._refused)
-        return MappingProxyType(self._reasons)
+        return MappingProxyType(self._missing)
 
     def read(self) -> Reading:
         """Raises `ProbeLost` for a device that once answered; before that, it is silent."""
         if self._refused is not None:
             return Reading()
         try:
-            if self._session is None:
-                self._session = self._open()
-            reading, self._reasons = self._session.read()
+            if self._library is None:
+                self._library = self._open()
+            reading, self._missing = self._library.read()
         except ProbeLost as lost:
             self.close()
             if self._answered:
@@ -200,9 +200,9 @@ class OpenedProbe(ABC):
         return reading
 
     def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        library, self._library = self._library, None
+        if library is not None:
+            library.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class SilentProbe:
     why: str
 
     @property
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         return _for_all(self.why)
 
     def read(self) -> Reading:

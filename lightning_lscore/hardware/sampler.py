@@ -107,16 +107,12 @@ class Sampler:
         """Training stops at this moment: a validation begins, or the fit ends."""
         self._mark(training=False)
 
-    def totals(self, timeout: float = 0.5) -> Totals:
-        """Sum over this process's devices, including the reading at the last boundary.
+    def by_device(self, timeout: float = 0.5) -> dict[str, Totals]:
+        """Totals of each device by its key, including the reading at the last boundary.
 
         Waits at most `timeout` seconds for that reading. Without it the totals reach to the
         reading before; it is made up for later, and until then the coverage shows it missing.
         """
-        return sum(self.by_device(timeout).values(), Totals())
-
-    def by_device(self, timeout: float = 0.5) -> dict[str, Totals]:
-        """`totals` of each device, by its key."""
         if self._wake is None or not self._is_mine():
             return {}
         with self._wake:
@@ -124,12 +120,12 @@ class Sampler:
             t = self._now()
             return {c.probe.device.key: c.meter.totals(t) for c in self._channels}
 
-    def reasons(self) -> dict[str, dict[str, str]]:
+    def missing(self) -> dict[str, dict[str, str]]:
         """Why measures are missing or estimated: by device key, then by field of `Reading`."""
         return {
             c.probe.device.key: {
-                **c.meter.reasons,
-                **c.probe.reasons,
+                **c.meter.missing,
+                **c.probe.missing,
                 **({} if c.lost is None else {"device": c.lost}),
             }
             for c in self._channels

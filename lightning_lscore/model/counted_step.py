@@ -35,6 +35,11 @@ class CountedStep:
         """FLOP executed between start and stop."""
         self._mode: Any = None
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether it has started and not stopped."""
+        return self._mode is not None
+
     def start(self) -> None:
         """Counts from 0 on."""
         self.flops = 0

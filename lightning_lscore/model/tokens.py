@@ -141,6 +141,10 @@ def _inputs_of_all(loaders: Any, batch: Any) -> list[tuple[Tensor, Tensor | None
     return [one for inputs in texts or found for one in inputs]
 
 
+_NOWHERE = torch.Size([0, 0])
+"""Shape of tokens that were counted, not seen."""
+
+
 class TokenCounter:
     """Counts the training tokens and sequences of this process, padding apart.
 
@@ -168,14 +172,19 @@ class TokenCounter:
         self.batches += 1
         if self._function is not None:
             tokens = find_tokens(batch)
-            nowhere = torch.Size([0, 0])
-            self._count(int(self._function(batch)), nowhere if tokens is None else tokens.shape)
+            shape = _NOWHERE if tokens is None else tokens.shape
+            self._count(int(self._function(batch)), shape)
             return
         several = self._loaders is not None
         inputs = _inputs_of_all(self._loaders, batch) if several else find_inputs(batch)
         for tokens, mask in inputs:
             self._add(tokens, mask)
         self.uncounted += not inputs
+
+    def add_counted(self, tokens: int) -> None:
+        """Counts one batch of which nothing but the number of its tokens is known."""
+        self.batches += 1
+        self._count(int(tokens), _NOWHERE)
 
     def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
         if tokens.is_nested:

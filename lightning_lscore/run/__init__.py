@@ -1,1 +1,1 @@
-"""One run over time: clock, spending, exchange, checkpoint state. Read ``run`` first."""
+"""One run over time: its clock, spending, exchange and state. Read ``tracker`` first."""

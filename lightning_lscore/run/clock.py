@@ -26,14 +26,19 @@ class Clock:
         self._since: float | None = None
 
     def resume(self) -> None:
-        """Starts counting; does nothing while it counts."""
+        """Start counting; no effect while it counts."""
         if self._since is None:
             self._since = self._now()
 
     def pause(self) -> None:
-        """Stops counting; does nothing while it stands."""
+        """Stop counting; no effect while it stands still."""
         self._before = self.seconds
         self._since = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is counting."""
+        return self._since is not None
 
     @property
     def seconds(self) -> float:

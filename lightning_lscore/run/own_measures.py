@@ -1,4 +1,4 @@
-"""The user's own measures: functions of the Trainer and the module, by name."""
+"""The user's own measures: functions by name, called at each validation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 
 from ..equation.formula import Formula
 from ..equation.measures import MEASURES
-from ..equation.safe_numbers import as_number
+from ..equation.safe_numbers import as_number, short
 
-OwnMeasure = Callable[[Any, Any], float | None]
-"""(trainer, module) -> a number >= 0, or None where it has no value."""
+OwnMeasure = Callable[..., float | None]
+"""A function that returns a number >= 0, or None where it has no value."""
 
 
 def check_measures(functions: Mapping[str, OwnMeasure], formula: Formula | None) -> None:
-    """Raises ValueError for a bad name, for what is no function, and for one that is missing."""
+    """Check names and functions, and that the formula's own measures are among them.
+
+    Raises:
+        ValueError: for a bad name, for what is no function, and for one that is missing.
+    """
     for name, function in functions.items():
         if not (isinstance(name, str) and name.isidentifier() and name not in MEASURES):
             raise ValueError(
@@ -24,8 +28,8 @@ def check_measures(functions: Mapping[str, OwnMeasure], formula: Formula | None)
             )
         if not callable(function):
             raise ValueError(
-                f"measures: expected a function (trainer, module) -> number for {name!r}, "
-                f"got {function!r}."
+                f"measures: expected a function that returns a number for {name!r}, "
+                f"got {short(function)}."
             )
     for name in formula.own_measures if formula is not None else ():
         if name not in functions:
@@ -35,17 +39,20 @@ def check_measures(functions: Mapping[str, OwnMeasure], formula: Formula | None)
             )
 
 
-def ask(name: str, function: OwnMeasure, trainer: Any, module: Any) -> float:
-    """What it says at this moment; NaN for None.
+def values_of(functions: Mapping[str, Callable[[], float | None]]) -> dict[str, float]:
+    """Return the value of each at this moment; NaN for None.
 
     Raises:
-        ValueError: if that is not such a number.
+        ValueError: if one is no such number.
     """
-    value = function(trainer, module)
+    return {name: _number_from(name, function()) for name, function in functions.items()}
+
+
+def _number_from(name: str, value: Any) -> float:
     number = math.nan if value is None else as_number(value)
     if number is None or number < 0 or math.isinf(number):
         raise ValueError(
             f"measures: expected the function of {name!r} to return a finite number >= 0, or None "
-            f"where it has no value, got {value!r}."
+            f"where it has no value, got {short(value)}."
         )
     return number

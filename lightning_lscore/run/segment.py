@@ -1,4 +1,4 @@
-"""One process's part of a fit: its clock, the tokens it trained on, the devices it occupied."""
+"""A stretch of training on one process: its clock, its tokens and the devices it occupies."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from typing import Any
 import torch
 
 from ..hardware.devices import Devices
+from ..model.counted_step import CountedStep
 from ..model.flops import FlopsModel
 from ..model.tokens import TokenCounter
 from .clock import Clock
 from .spending import Spending
 
 
-class Session:
-    """Counts while training goes on, stands still while it does not.
+class Segment:
+    """Count while training runs, and stand still while it does not.
+
+    A run has one segment for each fit: it begins when a fit starts or resumes, and ends with it.
 
     Args:
         devices: of the whole run; their sampler reads those of this process.
-        before: what all ranks had spent when the session began.
+        before: what all processes had spent when the segment began.
         ranks: how many processes train together, each on batches of its own.
-        counts: False on a process whose batches another one has as well, and counts: a peer of
-            tensor parallelism.
-        batches_per_epoch: of one rank; infinite if the training set has no length.
-        flops: what the model needs for a token; may be replaced, and counts for all tokens then.
+        counts: False on a peer of tensor parallelism, whose batches another process counts.
+        batches_per_epoch: of one process; infinite if the training set has no length.
+        flops: what the model needs for a token.
+        counts_flops: whether to count the FLOP of the first step instead, and use them throughout.
         count_tokens, loaders: see :class:`TokenCounter`.
-        price_per_device_hour: what one device costs; None: not known.
-        carbon_intensity: g CO2-equivalent per kWh; None: not known.
+        price_per_device_hour: of one device; None: unknown.
+        carbon_intensity: in g CO2-equivalent per kWh; None: unknown.
         now: a monotonic clock, in seconds.
     """
 
@@ -43,6 +46,7 @@ class Session:
         counts: bool = True,
         batches_per_epoch: float = math.inf,
         flops: FlopsModel,
+        counts_flops: bool = False,
         count_tokens: Callable[[Any], int] | None = None,
         loaders: Any = None,
         price_per_device_hour: float | None = None,
@@ -52,12 +56,13 @@ class Session:
         self.devices = devices
         self.tokens = TokenCounter(count_tokens, loaders)
         self.flops = flops
+        self._counted_step = CountedStep() if counts_flops else None
         self._before = before
         self._ranks = ranks
         self._counts = counts
         self._batches_per_epoch = max(1, batches_per_epoch)
-        self._settled = before  # by all ranks, when they were last asked
-        self._share_then = Spending()
+        self._settled = before  # by all processes, at their last exchange
+        self._mine_then = Spending()
         self._price = price_per_device_hour
         self._carbon_intensity = carbon_intensity
         self._clock, self._wall = Clock(now), Clock(now)
@@ -65,27 +70,64 @@ class Session:
         devices.sampler.start()
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Continue the clocks and the sampler."""
         self._clock.resume()
         self.devices.sampler.resume()
 
-    def pause(self) -> None:
-        """Training stands still, for a validation say."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            # Steps that still queue on a GPU are training, so their time is awaited before it is
-            # read. This is the only synchronisation, once a validation.
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the training set has a length."""
+        return self._batches_per_epoch < math.inf
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches of this process, including those before the segment."""
+        return self._before.batches + self.tokens.batches
+
+    @property
+    def runs(self) -> bool:
+        """Whether training is running."""
+        return self._clock.runs
+
+    def pause(self, *, wait: bool = True) -> None:
+        """Stop the clock and the sampler, for a validation for instance.
+
+        Args:
+            wait: whether to wait for the GPU before reading the time.
+        """
+        if wait and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # Steps still queued on a GPU are training too: wait for them before reading the time.
+            # This is the only synchronisation, once a validation.
             torch.cuda.synchronize()
         self._clock.pause()
         self.devices.sampler.pause()
 
+    def begin_step(self) -> None:
+        """Mark the beginning of a step: the FLOP of the first are counted if need be."""
+        if self._counted_step is not None and not self._counted_step.is_counting:
+            self._counted_step.start()
+
+    def count(self, batch: Any, tokens: int | None = None) -> None:
+        """Count a batch that was trained on, or just the number of its tokens."""
+        if tokens is None:
+            self.tokens.add(batch)
+        else:
+            self.tokens.add_counted(tokens)
+        if self._counted_step is not None:
+            step, self._counted_step = self._counted_step, None
+            step.stop()
+            self.flops = step.flops_model(self.tokens.by_length, self.flops)
+
     def stop(self) -> None:
-        """Ends the sampler's thread; what was counted stays. It waits for no device."""
+        """End the sampler's thread without waiting for a device; the counts stay."""
+        if self._counted_step is not None:
+            self._counted_step.stop()
         self._clock.pause()
         self._wall.pause()
         self.devices.sampler.stop()
 
-    def share(self) -> Spending:
-        """What this rank has spent in this session; time and capacity are the whole run's."""
+    def spending(self) -> Spending:
+        """What this process has spent in the segment; time and capacity are the whole run's."""
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
         seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
@@ -109,29 +151,29 @@ class Session:
         )
 
     def numbers(self, mine: Spending) -> list[float]:
-        """What this rank's share adds to the sum over the ranks, equally long on each of them."""
+        """What this process adds to the sum over processes; equally long on each of them."""
         if not self._counts:  # each batch counts once
             mine = replace(mine, tokens=0, samples=0, model_flops=0.0)
         return mine.numbers(slots=max(map(len, self.devices.read_by)))
 
     def settle(self, mine: Spending, ranks: Sequence[Sequence[float]]) -> Spending:
-        """What all ranks have spent since the run began, from the :meth:`numbers` of each."""
+        """What all processes have spent since the run began, from the numbers of each."""
         pairs = zip(ranks, self.devices.read_by, strict=True)
-        shares = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
-        self._share_then = mine
-        self._settled = self._before.then(Spending.over_ranks(shares))
+        everyone = [Spending.from_numbers(numbers, keys) for numbers, keys in pairs]
+        self._mine_then = mine
+        self._settled = self._before.then(Spending.over_ranks(everyone))
         return self._settled
 
     def total(self) -> Spending:
-        """The same at this moment without asking the others, who are taken to be alike.
+        """The same at this moment without an exchange, assuming that the others did as much.
 
-        Exact for one process, and for several whose batches hold equally many tokens.
+        Exact for one process, and for several whose batches have the same number of tokens.
         """
-        return self._settled.grown(self._share_then, self.share(), self._ranks)
+        return self._settled.grown(self._mine_then, self.spending(), self._ranks)
 
-    def reasons(self) -> Mapping[str, str]:
+    def missing(self) -> Mapping[str, str]:
         """Why the sampler could not read something, by its name in a ``Reading``."""
         merged: dict[str, str] = {}
-        for reasons in self.devices.sampler.reasons().values():
-            merged.update(reasons)
+        for missing in self.devices.sampler.missing().values():
+            merged.update(missing)
         return merged

@@ -1,4 +1,4 @@
-"""What a run has spent: counters that sum over ranks, devices and resumes."""
+"""What a run has spent: counters that add up over processes, devices and resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..hardware.meter import Totals
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """Training so far, without validation. Plain numbers, so that any checkpoint can hold them."""
+    """Training so far, without validation, in plain numbers that any checkpoint can hold."""
 
     tokens: int = 0
     samples: int = 0
@@ -21,25 +21,25 @@ class Spending:
     batches: int = 0
     """Micro-batches of one rank."""
     uncounted_batches: int = 0
-    """Those in which no tokens were found."""
+    """Batches in which no tokens were found."""
     epochs: float = 0.0
-    """Passes over the training set; none of those over a set without a length."""
+    """Passes over the training set; 0 for a set without a length."""
     train_seconds: float = 0.0
     """Wall time, that of the slowest rank."""
     wall_seconds: float = 0.0
-    """The same with validation."""
+    """Wall time, validation included."""
     device_seconds: float = 0.0
     """Wall time times the devices of all ranks."""
     unpriced_seconds: float = 0.0
-    """Those of them that nobody named a price for."""
+    """Device time without a price."""
     cost: float = 0.0
-    """Of the others, in the currency of the price."""
+    """Of the rest, in the currency of the price."""
     capacity_flops: float = 0.0
     """FLOP that these devices could have computed in that time at their dense peak."""
     unrated_joules: float = 0.0
-    """Energy that nobody named a carbon intensity for."""
+    """Energy without a carbon intensity."""
     emissions_kg: float = 0.0
-    """CO2-equivalent of the other energy."""
+    """CO2-equivalent of the rest."""
     devices: Mapping[str, Totals] = field(default_factory=dict)
     """What the samplers saw of each device, by its key."""
 
@@ -54,17 +54,17 @@ class Spending:
 
     @classmethod
     def over_ranks(cls, ranks: Sequence[Spending]) -> Spending:
-        """What ranks that ran at the same time have spent together."""
+        """Add up what processes spent at the same time."""
         total = ranks[0]
         for rank in ranks[1:]:
             total = total._joined(rank, lambda n, a, b: max(a, b) if n in _COMMON else a + b)
         return total
 
     def grown(self, before: Spending, now: Spending, ranks: int) -> Spending:
-        """This total of all ranks, after one rank went on from ``before`` to ``now``.
+        """This total of all processes, after one of them went on from ``before`` to ``now``.
 
-        Takes the other ranks to have trained on as many tokens, which saves asking them. What
-        their samplers saw in the meantime is left out, so that the coverage shows it.
+        Assumes that the others trained on as many tokens, which saves an exchange. What their
+        samplers saw in the meantime is missing, and the coverage shows it.
         """
         once = (*_COMMON, *_OF_ENERGY)
         more = {
@@ -76,9 +76,9 @@ class Spending:
         return self.then(Spending(**more, devices=seen))
 
     def at_least(self, measured: Measurements) -> Spending:
-        """This, with no less time than was measured, and no less cost and capacity for it.
+        """This, with at least the time that was measured, and its cost and capacity.
 
-        What the samplers saw of that time is left out, so that the coverage shows it.
+        What the samplers saw of that time is missing, and the coverage shows it.
         """
         found = {
             "train_seconds": 3600 * (measured.train_hours or 0.0),
@@ -97,10 +97,10 @@ class Spending:
         return Spending(**plain, devices=devices)
 
     def numbers(self, slots: int) -> list[float]:
-        """For an exchange between ranks: equally many on each of them.
+        """Return the numbers to exchange, equally many on each process.
 
         Args:
-            slots: the most devices that any rank reads.
+            slots: the largest number of devices that one process reads.
         """
         seen = [*self.devices.values()] + [Totals()] * (slots - len(self.devices))
         plain = [getattr(self, name) for name in _PLAIN]
@@ -108,7 +108,7 @@ class Spending:
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float], devices: Sequence[str]) -> Spending:
-        """The inverse of :meth:`numbers`, with the keys of the devices that the rank reads."""
+        """The inverse of :meth:`numbers`, with the keys of the devices that the process reads."""
         values = iter(numbers)
         plain = _take(cls, {name: next(values) for name in _PLAIN})
         names = [f.name for f in fields(Totals)]
@@ -116,17 +116,17 @@ class Spending:
         return cls(**plain, devices={key: Totals(**totals) for key, totals in seen.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Of plain numbers, those of each device in a dictionary of its own."""
+        """Return plain numbers, with a dictionary for each device."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spending:
-        """The inverse of :meth:`to_dict`; what is not there is 0."""
+        """The inverse of :meth:`to_dict`; a missing number is 0."""
         seen = {k: Totals(**_take(Totals, t)) for k, t in values.get("devices", {}).items()}
         return cls(**_take(cls, values), devices=seen)
 
 
-# The same on every rank, or the largest of them.
+# The same on every process, or their maximum.
 _COMMON = (
     "batches",
     "uncounted_batches",
@@ -138,7 +138,7 @@ _COMMON = (
     "cost",
     "capacity_flops",
 )
-# Of the devices that the rank's sampler reads, as their energy is.
+# Of the devices that the process's sampler reads, like their energy.
 _OF_ENERGY = ("unrated_joules", "emissions_kg")
 _PLAIN = tuple(f.name for f in fields(Spending) if f.name != "devices")
 

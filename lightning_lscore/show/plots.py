@@ -6,9 +6,8 @@ import math
 import os
 from collections.abc import Sequence
 
-from ..record.compare import comparable_with_last
-from ..record.records import Record
-from .tables import best_record
+from ..record.comparable import best_record, comparable_with_last
+from ..record.record import Record
 
 
 def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from ..record.compare import comparable_with_last, why_incomparable
-from ..record.records import Record
+from ..equation.prediction import Prediction, Unpredictable
+from ..record.comparable import best_record, why_incomparable
+from ..record.record import Record
+from .cells import columns, count, duration, number
 
 
 def validation_table(records: Sequence[Record]) -> str:
@@ -26,12 +27,6 @@ def validation_table(records: Sequence[Record]) -> str:
         L = number(s.L)
         rows.append((str(r.step), tokens, time, number(s.perplexity), *factors, L, mark))
     return "\n".join(columns(rows))
-
-
-def best_record(records: Sequence[Record]) -> Record | None:
-    """The validation with the lowest L of those that compare with the last; None without one."""
-    scored = [r for r in comparable_with_last(records) if r.L is not None and not math.isnan(r.L)]
-    return min(scored, key=lambda r: r.score.L, default=None)  # type: ignore[return-value, arg-type]
 
 
 def spending_summary(records: Sequence[Record]) -> str:
@@ -54,20 +49,22 @@ def spending_summary(records: Sequence[Record]) -> str:
     lines = ["; ".join(spent), f"best L {best.L:.4f} at step {best.step}, for {_spending(best)}"]
     if len(records) > 1:
         lines.append(_after_the_best(best, last))
-    if last.prediction.get("growth", 0) > 1:
+    if isinstance(last.prediction, Prediction) and last.prediction.growth > 1:
         lines.append(expectation(last))
     return "\n".join(lines)
 
 
 def expectation(record: Record) -> str:
-    """The best L that is expected, as a sentence; "" where nothing is."""
+    """Return the best L that is expected, as a sentence; "" where nothing was forecast."""
     p = record.prediction
-    if "best_L" not in p:
-        return f"no forecast of the best L: {p['reason']}" if "reason" in p else ""
-    spent = f"{p['growth']:.3g} ({p['growth_low']:.3g} to {p['growth_high']:.3g}) times"
+    if p is None:
+        return ""
+    if isinstance(p, Unpredictable):
+        return f"no forecast of the best L: {p.reason}"
+    spent = f"{p.growth:.3g} ({p.growth_low:.3g} to {p.growth_high:.3g}) times"
     return (
-        f"expected, if the learning rate goes on as so far: best L {p['best_L']:.4f} "
-        f"({p['best_L_low']:.4f} to {p['best_L_high']:.4f}) at {spent} what is spent now"
+        f"expected, if the learning rate goes on as so far: best L {p.best_L:.4f} "
+        f"({p.best_L_low:.4f} to {p.best_L_high:.4f}) at {spent} what is spent now"
     )
 
 
@@ -95,75 +92,3 @@ def _spending(record: Record) -> str:
     if m.energy_kwh is not None:
         parts.append(f"{m.energy_kwh:.3g} kWh")
     return ", ".join(parts)
-
-
-SHOWN_DEVICES = 16
-
-
-def device_table(record: Record) -> str:
-    """What each device did in training since the run began, one a line; "" if nothing is known.
-
-    Of many devices those are shown that were busy least: who waits, and for whom, is told there.
-    """
-    seen = record.hardware
-    keys = sorted(seen, key=lambda key: seen[key].get("busy_fraction", math.inf))[:SHOWN_DEVICES]
-    if not any(seen.values()):
-        return ""
-    names = {d.get("key"): d.get("name") for d in record.devices}
-    found = [name for name in _DEVICE_COLUMNS if any(name in seen[key] for key in keys)]
-    rows = [("", "", *(_DEVICE_COLUMNS[name][0] for name in found))]
-    for key in keys:
-        values = ((seen[key].get(name), _DEVICE_COLUMNS[name][1]) for name in found)
-        cells = ("-" if value is None else show.format(value) for value, show in values)
-        rows.append((f"   {names.get(key, 'before a resume')}", key, *cells))
-    more = len(seen) - len(keys)
-    last = [f"   and {more} more, which were busy for more of the time"] if more else []
-    return "\n".join(["Devices in training, since the run began:", *columns(rows, left=2), *last])
-
-
-_DEVICE_COLUMNS = {
-    "busy_fraction": ("busy", "{:.1%}"),
-    "energy_kwh": ("energy", "{:.4g} kWh"),
-    "power_watts": ("power", "{:.1f} W"),
-    "memory_mean_gib": ("memory", "{:.2f} GiB"),
-    "memory_peak_gib": ("peak", "{:.2f} GiB"),
-    "sm_clock_mhz": ("clock", "{:.0f} MHz"),
-    "throttled_fraction": ("throttled", "{:.1%}"),
-    "throttled_by_power_fraction": ("by power", "{:.1%}"),
-    "throttled_by_heat_fraction": ("by heat", "{:.1%}"),
-    "coverage": ("sampled", "{:.1%}"),
-}
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
-    """Aligned lines; the first ``left`` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def count(value: float | None) -> str:
-    """Such as 12.30M."""
-    if value is None:
-        return "-"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.2f}{unit}"
-    return f"{value:.0f}"
-
-
-def duration(hours: float | None) -> str:
-    """In hours, or in seconds where that is short."""
-    if hours is None:
-        return "-"
-    return f"{hours * 3600:.1f} s" if hours < 0.1 else f"{hours:.2f} h"
-
-
-def number(value: float | None) -> str:
-    """With four decimals."""
-    return "-" if value is None else f"{value:.4f}"

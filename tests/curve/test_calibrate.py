@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lightning_lscore.curve.calibrate import calibrate
 from lightning_lscore.curve.calibration import Calibration, Interval
 from lightning_lscore.curve.posterior import elasticities_of_the_law
-from lightning_lscore.equation.formula import Factor
+from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.measurements import Measurements
 
 np = pytest.importorskip("numpy")

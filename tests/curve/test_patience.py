@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lscore.curve.patience import NOISE_WINDOW, Patience
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 
 curves = st.lists(st.tuples(st.floats(0.5, 12), st.floats(0, 0.02)), max_size=60)

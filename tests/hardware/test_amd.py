@@ -23,14 +23,14 @@ DEVICE = Device(key="cuda:here:0:193:0", name="AMD Instinct MI300X", kind="cuda"
 ADDRESS = (0, 0xC1, 0)
 MEMORY, CLOCKS = enum.IntEnum("AmdSmiMemoryType", "VRAM"), enum.IntEnum("AmdSmiClkType", "GFX")
 QUERIES = {
-    "busy": "amdsmi_get_gpu_activity",
+    "busy_fraction": "amdsmi_get_gpu_activity",
     "power_watts": "amdsmi_get_power_info",
     "energy_joules": "amdsmi_get_energy_count",
     "memory_used_bytes": "amdsmi_get_gpu_memory_usage",
     "sm_clock_mhz": "amdsmi_get_clock_info",
 }
 FULL = {
-    "busy": 0.75,
+    "busy_fraction": 0.75,
     "power_watts": 500.0,
     "energy_joules": pytest.approx(15.3, rel=1e-3),
     "memory_used_bytes": 12 * 2**30,
@@ -168,7 +168,7 @@ def test_the_gpu_at_its_place_on_the_bus_tells_every_measure_but_throttling(monk
     probe = AmdProbe(DEVICE, ADDRESS)
 
     assert asdict(probe.read()) == FULL
-    assert set(probe.reasons) == {"throttled"}
+    assert set(probe.missing) == {"throttled"}
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_other_gpus_and_other_versions_say_the_same_in_other_words(monkeypatch, 
 @pytest.mark.parametrize(
     ("measure", "change"),
     [
-        ("busy", {"gfx_activity": "N/A"}),
-        ("busy", {"gfx_activity": 0xFFFF}),
+        ("busy_fraction", {"gfx_activity": "N/A"}),
+        ("busy_fraction", {"gfx_activity": 0xFFFF}),
         ("power_watts", {"power": {"current_socket_power": "N/A", "average_socket_power": "N/A"}}),
         ("power_watts", {"power": {"current_socket_power": 0, "average_socket_power": 2**32 - 1}}),
         ("energy_joules", {"energy": {"energy_accumulator": "N/A", "counter_resolution": 15.3}}),
@@ -213,7 +213,7 @@ def test_what_a_gpu_does_not_have_is_missing_and_has_a_reason(monkeypatch, measu
     probe = AmdProbe(DEVICE, ADDRESS)
 
     assert asdict(probe.read()) == {**FULL, measure: None}
-    assert set(probe.reasons) == {measure, "throttled"}
+    assert set(probe.missing) == {measure, "throttled"}
 
 
 @pytest.mark.parametrize("function", QUERIES.values())
@@ -229,7 +229,7 @@ def test_any_error_of_a_query_costs_that_measure_or_tells_of_a_loss(monkeypatch,
     assert (lost is not None) == (code in LOST)
     if lost is None:
         assert reading == {**FULL, failed: None}
-        assert probe.reasons[failed] == f"amdsmi: Error code: {code} | AMDSMI_STATUS - made up"
+        assert probe.missing[failed] == f"amdsmi: Error code: {code} | AMDSMI_STATUS - made up"
     else:
         assert isinstance(lost.__cause__, AmdSmiLibraryException)
     fake.faults = {}
@@ -246,8 +246,8 @@ def test_any_error_at_the_start_leaves_a_silent_probe_with_reasons(monkeypatch, 
         fake = FakeSmi(faults={function: code}).install(monkeypatch)
         probe = AmdProbe(DEVICE, ADDRESS)
         assert probe.read() == probe.read() == Reading()
-        assert set(probe.reasons) == set(FULL)
-        assert f"{code} | AMDSMI_STATUS" in probe.reasons["busy"]
+        assert set(probe.missing) == set(FULL)
+        assert f"{code} | AMDSMI_STATUS" in probe.missing["busy_fraction"]
         assert fake.calls[function] == 1  # not asked again and again
 
 
@@ -266,7 +266,7 @@ def test_a_gpu_that_is_not_there_alone_and_whole_is_not_guessed(monkeypatch, gpu
     probe = AmdProbe(DEVICE, ADDRESS)
 
     assert probe.read() == Reading()
-    assert all(why in reason for reason in probe.reasons.values())
+    assert all(why in reason for reason in probe.missing.values())
 
 
 def test_without_amdsmi_the_probe_says_what_to_install(monkeypatch):
@@ -274,7 +274,7 @@ def test_without_amdsmi_the_probe_says_what_to_install(monkeypatch):
     probe = AmdProbe(DEVICE, ADDRESS)
 
     assert probe.read() == Reading()
-    assert "install the one of your ROCm version" in probe.reasons["busy"]
+    assert "install the one of your ROCm version" in probe.missing["busy_fraction"]
 
 
 def test_closing_leaves_the_library_to_those_who_use_it_too(monkeypatch):
@@ -285,7 +285,7 @@ def test_closing_leaves_the_library_to_those_who_use_it_too(monkeypatch):
     first.close()
     first.close()
 
-    assert second.read().busy == 0.01
+    assert second.read().busy_fraction == 0.01
     assert fake.calls["amdsmi_shut_down"] == 0
     assert asdict(first.read()) == FULL
 
@@ -339,7 +339,7 @@ def test_a_torch_that_knows_no_place_leaves_the_gpu_silent(monkeypatch):
 
     assert first.device == second.device  # the UUID alone tells, whatever the index
     assert isinstance(first, SilentProbe)
-    assert "plugged in" in first.reasons["busy"]
+    assert "plugged in" in first.missing["busy_fraction"]
 
 
 @pytest.mark.parametrize("moves", [True, False], ids=["sound counter", "counter stands still"])
@@ -354,15 +354,15 @@ def test_a_run_is_charged_by_the_counter_or_where_it_stands_still_by_the_power(m
         ticks = int(t * 500 * 1e6 / 15.25) if moves else 7
         gpu.energy = {"energy_accumulator": ticks, "counter_resolution": 15.25}
         sampler.pause()
-        sampler.totals(20)
+        sampler.by_device(20)
         if hour < 10:
             sampler.resume()
-            sampler.totals(20)
-    totals = sampler.totals(20)
+            sampler.by_device(20)
+    (totals,) = sampler.by_device(20).values()
     sampler.stop(20)
 
-    assert totals.power_watts == pytest.approx(500 if moves else 400)
+    assert totals.use().power_watts == pytest.approx(500 if moves else 400)
     assert totals.energy_is_counter == moves
-    assert totals.busy_fraction == 0.75
-    assert totals.sm_clock_mhz == 2100
-    assert totals.throttled_fraction is None
+    assert totals.use().busy_fraction == 0.75
+    assert totals.use().sm_clock_mhz == 2100
+    assert totals.use().throttled_fraction is None

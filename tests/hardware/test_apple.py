@@ -53,22 +53,22 @@ def test_without_the_gpus_own_energy_there_is_none(energy):
     energy.gpu_mj = None
     probe = AppleProbe(DEVICE)
     assert probe.read() == Reading(memory_used_bytes=MEMORY)
-    assert "no energy of this chip's GPU" in probe.reasons["energy_joules"]
+    assert "no energy of this chip's GPU" in probe.missing["energy_joules"]
 
 
 def test_without_the_package_memory_is_read_and_the_reason_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
     probe = AppleProbe(DEVICE)
     assert probe.read() == Reading(memory_used_bytes=MEMORY)
-    assert "install zeus-apple-silicon" in probe.reasons["energy_joules"]
-    assert probe.reasons["busy"]
+    assert "install zeus-apple-silicon" in probe.missing["energy_joules"]
+    assert probe.missing["busy_fraction"]
 
 
 def test_a_torch_without_mps_has_no_memory_to_tell(energy, monkeypatch):
     monkeypatch.undo()
     probe = AppleProbe(DEVICE)
     assert probe.read().memory_used_bytes is None
-    assert "MPS" in probe.reasons["memory_used_bytes"]
+    assert "MPS" in probe.missing["memory_used_bytes"]
 
 
 def test_an_answer_takes_its_reason_back(energy):
@@ -77,7 +77,7 @@ def test_an_answer_takes_its_reason_back(energy):
     probe.read()
     energy.gpu_mj = 1
     probe.read()
-    assert "energy_joules" not in probe.reasons
+    assert "energy_joules" not in probe.missing
 
 
 def test_the_counter_runs_through_the_sampler(energy):
@@ -85,10 +85,10 @@ def test_the_counter_runs_through_the_sampler(energy):
     sampler = Sampler([AppleProbe(DEVICE)], interval=0.01)
     sampler.start()
     sampler.resume()
-    while sampler.totals().readings < 3:
+    while next(iter(sampler.by_device().values())).readings < 3:
         energy.gpu_mj += 1000
     sampler.pause()
-    totals = sampler.totals()
+    (totals,) = sampler.by_device().values()
     sampler.stop()
     assert totals.energy_joules > 0
     assert totals.energy_is_counter

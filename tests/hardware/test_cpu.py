@@ -55,29 +55,29 @@ def host(tmp_path):
 
 def test_busy_is_the_processs_cpu_time_over_the_threads_it_may_use(host):
     probe = host.probe()
-    assert probe.read().busy is None  # no interval yet
-    assert "busy" in probe.reasons
+    assert probe.read().busy_fraction is None  # no interval yet
+    assert "busy_fraction" in probe.missing
 
     host.t, host.cpu_seconds = 2.0, 6.0
-    assert probe.read().busy == 0.75
-    assert "busy" not in probe.reasons
+    assert probe.read().busy_fraction == 0.75
+    assert "busy_fraction" not in probe.missing
     host.t = 3.0
-    assert probe.read().busy == 0.0
+    assert probe.read().busy_fraction == 0.0
 
 
 def test_busy_stays_within_0_and_1(host):
     probe = host.probe()
     probe.read()
     host.t, host.cpu_seconds = 1.0, 400.0  # more threads ran than were said to count
-    assert probe.read().busy == 1.0
+    assert probe.read().busy_fraction == 1.0
     host.t, host.cpu_seconds = 2.0, 399.0
-    assert probe.read().busy == 0.0
+    assert probe.read().busy_fraction == 0.0
 
 
 def test_two_readings_at_one_time_give_no_busy(host):
     probe = host.probe()
     probe.read()
-    assert probe.read().busy is None
+    assert probe.read().busy_fraction is None
 
 
 def test_identity_names_the_model_the_host_and_its_boot(host):
@@ -123,7 +123,7 @@ def test_energy_is_the_sum_of_the_packages_and_of_nothing_else(host):
     host.write(f"{RAPL}/intel-rapl:0/energy_uj", 3_000_100)
     host.write(f"{RAPL}/intel-rapl:1/energy_uj", 4_000_200)
     assert probe.read().energy_joules - start == pytest.approx(7.0)
-    assert "energy_joules" not in probe.reasons
+    assert "energy_joules" not in probe.missing
 
 
 def test_a_counter_that_starts_over_goes_on_counting(host):
@@ -148,7 +148,7 @@ def test_a_meter_charges_the_counter_across_its_turns(host):
     totals = meter.totals()
     assert totals.energy_joules == pytest.approx(60)
     assert totals.energy_is_counter
-    assert totals.busy_fraction == pytest.approx(0.5)
+    assert totals.use().busy_fraction == pytest.approx(0.5)
 
 
 def test_closing_does_not_set_the_counter_back(host):
@@ -161,14 +161,14 @@ def test_closing_does_not_set_the_counter_back(host):
     probe.close()
 
     assert probe.read().energy_joules == before
-    assert probe.read().busy is None
+    assert probe.read().busy_fraction is None
 
 
 def test_without_a_counter_energy_is_missing_and_says_why(host):
     probe = host.probe()
 
     assert probe.read().energy_joules is None
-    assert "no RAPL counter" in probe.reasons["energy_joules"]
+    assert "no RAPL counter" in probe.missing["energy_joules"]
 
 
 def test_a_counter_for_root_only_says_what_to_do(host, monkeypatch):
@@ -183,11 +183,11 @@ def test_a_counter_for_root_only_says_what_to_do(host, monkeypatch):
     monkeypatch.setattr(Path, "read_text", refuse)
     probe = host.probe()
     assert probe.read().energy_joules is None
-    assert "chmod a+r" in probe.reasons["energy_joules"]
+    assert "chmod a+r" in probe.missing["energy_joules"]
 
     monkeypatch.undo()
     assert probe.read().energy_joules is not None
-    assert "energy_joules" not in probe.reasons
+    assert "energy_joules" not in probe.missing
 
 
 @pytest.mark.parametrize("text", ["", "not a number"])
@@ -197,7 +197,7 @@ def test_a_broken_counter_is_missing(host, text):
     probe = host.probe()
 
     assert probe.read().energy_joules is None
-    assert "cannot be read" in probe.reasons["energy_joules"]
+    assert "cannot be read" in probe.missing["energy_joules"]
 
 
 def test_a_counter_that_vanishes_in_mid_run_leaves_the_rest(host):
@@ -209,14 +209,14 @@ def test_a_counter_that_vanishes_in_mid_run_leaves_the_rest(host):
 
     reading = probe.read()
     assert reading.energy_joules is None
-    assert reading.busy == 0.5
+    assert reading.busy_fraction == 0.5
 
 
 def test_every_measure_is_there_or_has_a_reason(host):
     for probe in (host.probe(), CpuProbe()):
         reading = probe.read()
         for measure in Reading.__dataclass_fields__:
-            assert (getattr(reading, measure) is None) == (measure in probe.reasons)
+            assert (getattr(reading, measure) is None) == (measure in probe.missing)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_lscore.equation.evidence import OccupiedDevice
 from lightning_lscore.hardware import devices
 from lightning_lscore.hardware.devices import Devices, compute_dtype, find_devices, probe_of
 from lightning_lscore.hardware.peaks import Peak, peak_flops
@@ -90,7 +92,7 @@ def find_all(ranks):
 
 
 def keys(found):
-    return [d["key"] for d in found.described]
+    return [d.key for d in found.described]
 
 
 def read_keys(found):
@@ -149,7 +151,7 @@ def test_a_device_that_nobody_can_read_still_counts():
     """Its time does, and the record says why there are no readings."""
     (found,) = find_all([("a", "xla:0", [])])
     assert keys(found) == ["xla:0:a:0"]
-    (reasons,) = found.sampler.reasons().values()
+    (reasons,) = found.sampler.missing().values()
     assert set(reasons.values()) == {"no probe reads xla devices"}
 
 
@@ -176,14 +178,14 @@ def test_a_record_describes_each_device():
     """What it is, its peak, for which numbers, and by which source."""
     (found,) = find_all([("a", "cuda:0", [])])
     assert found.described == (
-        {
-            "key": "GPU-a-0",
-            "name": "Invented GPU",
-            "kind": "cuda",
-            "dtype": found.described[0]["dtype"],
-            "peak_flops": 1e12,
-            "peak_source": found.described[0]["dtype"],
-        },
+        OccupiedDevice(
+            key="GPU-a-0",
+            name="Invented GPU",
+            kind="cuda",
+            dtype=found.described[0].dtype,
+            peak_flops=1e12,
+            peak_source=found.described[0].dtype,
+        ),
     )
 
 
@@ -193,14 +195,14 @@ def test_a_peak_that_is_in_no_table_is_measured(monkeypatch):
 
     def measured(device, dtype, *, threads=None):
         asked.append((str(device), dtype, threads))
-        return Peak(flops=3e9, source="measured: a product", measured=True)
+        return Peak(flops=3e9, source="measured: a product")
 
     monkeypatch.setattr(devices, "peak_flops", lambda name, dtype: None)
     monkeypatch.setattr(devices, "measured_peak", measured)
     found, _ = find_all([("a", "cpu", []), ("a", "cpu", [])])
     assert asked == [("cpu", "float32", 5)]
     assert found.peak_flops == 3e9
-    assert found.described[0]["peak_source"] == "measured: a product"
+    assert found.described[0].peak_source == "measured: a product"
 
 
 def test_a_peak_that_nobody_knows_is_none_for_all(monkeypatch):
@@ -210,14 +212,16 @@ def test_a_peak_that_nobody_knows_is_none_for_all(monkeypatch):
     )
     monkeypatch.setattr(devices, "measured_peak", lambda *args, **options: None)
     found, _ = find_all([("a", "cuda:0", []), ("b", "cuda:0", [])])
-    assert [d["peak_flops"] for d in found.described] == [1.0, None]
-    assert found.described[1]["peak_source"].startswith("unavailable: no ")
+    assert [d.peak_flops for d in found.described] == [1.0, None]
+    assert found.described[1].peak_source.startswith("unavailable: no ")
     assert found.peak_flops is None
 
 
 def test_the_peak_of_a_run_is_that_of_all_devices_together():
     """In FLOP/s."""
-    described = ({"peak_flops": 1e12}, {"peak_flops": 2e12})
+    (found,) = find_all([("a", "cuda:0", [])])
+    (one,) = found.described
+    described = (one, replace(one, peak_flops=2e12))
     assert Devices(described, sampler=None, read_by=()).peak_flops == 3e12
 
 

@@ -20,7 +20,7 @@ H100 = Device(key=f"GPU-{UUID}", name="NVIDIA H100 80GB HBM3", kind="cuda")
 @pytest.fixture(autouse=True)
 def no_products(monkeypatch):
     """Matrix products take time; their figure is tested elsewhere."""
-    peak = Peak(flops=30e12, source="measured: a product", measured=True)
+    peak = Peak(flops=30e12, source="measured: a product")
     monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype: peak)
 
 
@@ -51,7 +51,7 @@ def test_a_gpu_that_answers_is_described_with_the_period_of_its_counter(monkeypa
     driver = FakeNvml([gpu]).install(monkeypatch)
     found, missing = examined(NvmlProbe(H100), Ticks(gpu))
     assert found["identity"] == f"GPU-{UUID} (cuda)"
-    assert found["busy"] == "75 %"
+    assert found["busy_fraction"] == "75 %"
     assert found["power_watts"] == "350.0 W"
     assert found["memory_used_bytes"] == "12.00 GiB"
     assert found["sm_clock_mhz"] == "1755 MHz"
@@ -67,7 +67,7 @@ def test_what_nvml_refuses_is_unavailable_with_its_reason(monkeypatch):
     faults = {"nvmlDeviceGetUtilizationRates": pynvml.NVML_ERROR_NOT_SUPPORTED}
     FakeNvml([FakeGpu(energy_counter=False)], faults).install(monkeypatch)
     found, missing = examined(NvmlProbe(H100))
-    assert found["busy"] == "unavailable: NVML: Not Supported"
+    assert found["busy_fraction"] == "unavailable: NVML: Not Supported"
     assert found["energy"] == "estimated in a run, by integrating the power"
     assert missing == {"busy_fraction": "NVML: Not Supported"}
 
@@ -107,7 +107,7 @@ def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
         return ticks()
 
     found, missing = examined(NvmlProbe(H100), now)
-    assert found["busy"] == "75 %"
+    assert found["busy_fraction"] == "75 %"
     assert "NVML lost the device" in found["lost while being read"]
     assert missing == {}
 
@@ -116,7 +116,7 @@ def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
     monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype: None)
     device = Device(key="xpu:0", name="Some accelerator", kind="xpu")
     found, missing = examined(SilentProbe(device, "nothing reads these yet"))
-    assert found["busy"] == "unavailable: nothing reads these yet"
+    assert found["busy_fraction"] == "unavailable: nothing reads these yet"
     assert "no peak of Some accelerator in float32 is known" in found["peak float32"]
     assert set(missing) == {
         "capacity_flops", "mfu", "busy_fraction", "memory_mean_gib", "memory_peak_gib",

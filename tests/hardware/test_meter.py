@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lscore.equation.evidence import DeviceUse
 from lightning_lscore.hardware.meter import Meter, Totals
 from lightning_lscore.hardware.probe import Reading
 
@@ -98,7 +99,7 @@ def run(events, counter=None, max_gap=MAX_GAP):
             joules = None if counter is None else counter(t)
             meter.add(
                 Reading(
-                    busy=busy,
+                    busy_fraction=busy,
                     power_watts=watts,
                     energy_joules=joules,
                     memory_used_bytes=memory,
@@ -135,7 +136,8 @@ def test_totals_stay_within_their_bounds(events):
     assert 0 <= totals.throttled_seconds <= totals.throttled_known_seconds + 1e-9
     assert 0 <= totals.throttled_by_power_seconds <= totals.throttled_seconds + 1e-9
     assert 0 <= totals.throttled_by_heat_seconds <= totals.throttled_seconds + 1e-9
-    assert (totals.memory_mean_bytes or 0) <= totals.memory_peak_bytes * (1 + 1e-9)
+    use = totals.use()
+    assert (use.memory_mean_gib or 0) <= (use.memory_peak_gib or 0) * (1 + 1e-9)
     assert totals.sm_clock_known_seconds <= totals.observed_seconds + 1e-9
     assert totals.observed_seconds <= totals.training_seconds + 1e-9
     assert totals.energy_known_seconds <= totals.training_seconds + 1e-9
@@ -148,7 +150,7 @@ def test_a_steady_counter_charges_its_power_for_all_training_between_its_reading
     meter = run(events, counter=lambda t: 7.0 + watts * t)
     between = run(events, max_gap=float("inf")).totals().observed_seconds
 
-    assert meter.reasons == {}
+    assert meter.missing == {}
     assert meter.totals().energy_known_seconds == pytest.approx(between, abs=1e-9)
     assert meter.totals().energy_joules == pytest.approx(watts * between, rel=1e-6, abs=1e-6)
     assert meter.totals().energy_estimated_joules == 0
@@ -158,7 +160,7 @@ def steady(meter, start, stop, *, watts=None, joules=None, busy=0.5):
     """Readings at every whole second from start to stop, both included."""
     for t in range(start, stop + 1):
         counter = None if joules is None else joules(t)
-        meter.add(Reading(busy=busy, power_watts=watts, energy_joules=counter), float(t))
+        meter.add(Reading(busy_fraction=busy, power_watts=watts, energy_joules=counter), float(t))
 
 
 def test_clock_and_throttling_are_means_over_the_time_for_which_they_are_known():
@@ -167,13 +169,13 @@ def test_clock_and_throttling_are_means_over_the_time_for_which_they_are_known()
     meter.add(Reading(sm_clock_mhz=300, throttled=frozenset()), 0.0)  # idle before; covers nothing
     meter.add(Reading(sm_clock_mhz=1980, throttled=frozenset()), 3.0)
     meter.add(Reading(sm_clock_mhz=1410, throttled=frozenset({"power"})), 4.0)
-    meter.add(Reading(busy=1.0), 6.0)  # neither is known
+    meter.add(Reading(busy_fraction=1.0), 6.0)  # neither is known
     meter.add(Reading(sm_clock_mhz=990, throttled=frozenset({"heat"})), 60.0)  # after a gap
     meter.pause(60.0)
 
     totals = meter.totals()
-    assert totals.sm_clock_mhz == pytest.approx((3 * 1980 + 1410) / 4)
-    assert totals.throttled_fraction == pytest.approx(1 / 4)
+    assert totals.use().sm_clock_mhz == pytest.approx((3 * 1980 + 1410) / 4)
+    assert totals.use().throttled_fraction == pytest.approx(1 / 4)
     assert totals.sm_clock_known_seconds == totals.throttled_known_seconds == 4
 
 
@@ -181,19 +183,19 @@ def test_a_clock_that_nobody_throttled_is_zero_throttled_and_an_unknown_one_is_n
     meter = Meter(max_gap=4)
     meter.resume(0.0)
     for t in range(5):
-        meter.add(Reading(busy=1.0, throttled=frozenset()), float(t))
+        meter.add(Reading(busy_fraction=1.0, throttled=frozenset()), float(t))
 
-    assert meter.totals().throttled_fraction == 0.0
-    assert meter.totals().sm_clock_mhz is None
-    assert Totals().throttled_fraction is None
+    assert meter.totals().use().throttled_fraction == 0.0
+    assert meter.totals().use().sm_clock_mhz is None
+    assert Totals().use().throttled_fraction is None
 
 
 def test_totals_of_before_the_clock_was_read_load_as_unknown():
     old = {"training_seconds": 7.0, "observed_seconds": 6.0, "readings": 6}
 
     totals = Totals(**old) + Totals(sm_clock_mhz_seconds=3000.0, sm_clock_known_seconds=2.0)
-    assert totals.sm_clock_mhz == 1500
-    assert totals.throttled_fraction is None
+    assert totals.use().sm_clock_mhz == 1500
+    assert totals.use().throttled_fraction is None
 
 
 def test_validation_is_not_charged_even_if_its_boundary_readings_come_late():
@@ -201,9 +203,11 @@ def test_validation_is_not_charged_even_if_its_boundary_readings_come_late():
     meter.resume(0.0)
     steady(meter, 0, 10, joules=lambda t: 300.0 * t)
     meter.pause(10.0)
-    meter.add(Reading(busy=0.5, energy_joules=3000.0 + 30.0), 10.1)  # late, at the same power
+    meter.add(
+        Reading(busy_fraction=0.5, energy_joules=3000.0 + 30.0), 10.1
+    )  # late, at the same power
     meter.resume(610.0)
-    meter.add(Reading(busy=1.0, energy_joules=300.0 * 610), 610.0)
+    meter.add(Reading(busy_fraction=1.0, energy_joules=300.0 * 610), 610.0)
     steady(meter, 611, 620, joules=lambda t: 300.0 * t)
     meter.pause(620.0)
 
@@ -225,8 +229,8 @@ def test_a_gap_is_not_covered_but_a_counters_difference_bridges_it():
     totals = meter.totals()
     assert totals.training_seconds == 80
     assert totals.observed_seconds == 20
-    assert totals.coverage == 0.25
-    assert totals.busy_fraction == 0.5
+    assert totals.use().coverage == 0.25
+    assert totals.use().busy_fraction == 0.5
     assert totals.energy_joules == pytest.approx(300 * 80)
 
 
@@ -239,7 +243,7 @@ def test_a_gap_in_power_is_not_filled_in():
     totals = meter.totals()
     assert totals.energy_joules == pytest.approx(300 * 20)
     assert totals.energy_known_seconds == 20
-    assert totals.power_watts == pytest.approx(300)
+    assert totals.use().power_watts == pytest.approx(300)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_an_unsound_counter_gives_way_to_power_and_says_why(counter, why):
     assert totals.energy_joules == pytest.approx(300 * 30)
     assert totals.energy_estimated_joules == pytest.approx(300 * 20)
     assert not totals.energy_is_counter
-    assert why in meter.reasons["energy_joules"]
+    assert why in meter.missing["energy_joules"]
 
 
 def test_an_unsound_counter_without_power_leaves_the_rest_unknown():
@@ -270,7 +274,7 @@ def test_an_unsound_counter_without_power_leaves_the_rest_unknown():
 
     totals = meter.totals()
     assert totals.energy_known_seconds == 10
-    assert totals.power_watts == pytest.approx(300)
+    assert totals.use().power_watts == pytest.approx(300)
 
 
 def test_a_counter_that_ticks_more_slowly_than_it_is_read_loses_nothing():
@@ -312,7 +316,7 @@ def test_impossible_power_is_missing(watts):
     meter.resume(0.0)
     steady(meter, 0, 10, watts=watts)
 
-    assert meter.totals().power_watts is None
+    assert meter.totals().use().power_watts is None
     assert not meter.totals().energy_is_counter
 
 
@@ -324,10 +328,10 @@ def test_what_was_never_reported_is_none_not_zero():
 
     totals = meter.totals()
     assert totals.training_seconds == 4
-    assert totals.coverage == 0
-    assert totals.busy_fraction is None
-    assert totals.power_watts is None
-    assert Totals().coverage is None
+    assert totals.use().coverage == 0
+    assert totals.use().busy_fraction is None
+    assert totals.use().power_watts is None
+    assert Totals().use().coverage is None
 
 
 def test_an_idle_device_is_zero_not_none():
@@ -335,7 +339,7 @@ def test_an_idle_device_is_zero_not_none():
     meter.resume(0.0)
     steady(meter, 0, 5, busy=0.0)
 
-    assert meter.totals().busy_fraction == 0.0
+    assert meter.totals().use().busy_fraction == 0.0
 
 
 def test_an_interruption_is_not_bridged_even_if_it_is_short():
@@ -349,7 +353,7 @@ def test_an_interruption_is_not_bridged_even_if_it_is_short():
     assert totals.observed_seconds == totals.energy_known_seconds == 18
     assert totals.energy_joules == pytest.approx(300 * 10 + 200 * 8)
     assert totals.energy_is_counter
-    assert meter.reasons == {}
+    assert meter.missing == {}
 
 
 def test_what_power_told_before_an_interruption_is_kept():
@@ -371,7 +375,7 @@ def test_ranks_that_share_a_device_count_its_time_once_and_their_work_each():
 
     totals = rank(0.4, True) + rank(0.3, False) + rank(0.2, False)
     assert totals.training_seconds == totals.observed_seconds == 10
-    assert totals.busy_fraction == pytest.approx(0.9)
+    assert totals.use().busy_fraction == pytest.approx(0.9)
     assert totals.energy_joules == pytest.approx(500)
     assert totals.readings == 33
 
@@ -382,8 +386,8 @@ def test_totals_up_to_now_show_a_device_that_does_not_answer():
     steady(meter, 0, 10)
 
     assert meter.totals(40.0).training_seconds == 40
-    assert meter.totals(40.0).coverage == 0.25
-    assert meter.totals().coverage == 1
+    assert meter.totals(40.0).use().coverage == 0.25
+    assert meter.totals().use().coverage == 1
     meter.pause(40.0)
     assert meter.totals(99.0).training_seconds == 40
 
@@ -391,8 +395,8 @@ def test_totals_up_to_now_show_a_device_that_does_not_answer():
 def test_times_that_run_backwards_count_as_the_latest():
     meter = Meter(max_gap=4)
     meter.resume(5.0)
-    meter.add(Reading(busy=1.0), 6.0)
-    meter.add(Reading(busy=1.0), 3.0)
+    meter.add(Reading(busy_fraction=1.0), 6.0)
+    meter.add(Reading(busy_fraction=1.0), 3.0)
     meter.pause(2.0)
 
     assert meter.totals().training_seconds == 1
@@ -417,3 +421,31 @@ def test_totals_join_in_any_order_and_survive_json(parts):
     assert whole.readings == sum(p.readings for p in parts)
     assert whole.memory_peak_bytes == max((p.memory_peak_bytes for p in parts), default=0)
     assert Totals(**json.loads(json.dumps(asdict(whole)))) == whole
+
+
+def test_units_are_converted_once_and_a_sum_over_devices_gives_their_mean():
+    """Joules become kWh, bytes GiB; what nobody reported is None, and no more than all is busy."""
+    one = Totals(
+        training_seconds=10.0,
+        observed_seconds=10.0,
+        busy_seconds=12.0,
+        busy_known_seconds=10.0,
+        energy_joules=3.6e6,
+        energy_known_seconds=10.0,
+        memory_byte_seconds=10.0 * 2**30,
+        memory_known_seconds=10.0,
+        memory_peak_bytes=2**31,
+    )
+    other = Totals(training_seconds=10.0, memory_peak_bytes=2**30)
+
+    assert one.use() == DeviceUse(
+        coverage=1.0,
+        busy_fraction=1.0,
+        memory_mean_gib=1.0,
+        memory_peak_gib=2.0,
+        power_watts=3.6e5,
+        energy_kwh=1.0,
+    )
+    assert other.use() == DeviceUse(coverage=0.0, memory_peak_gib=1.0)
+    assert (one + other).use() == replace(one.use(), coverage=0.5)
+    assert Totals().use() == DeviceUse()

@@ -19,14 +19,14 @@ MEASURES = {f.name for f in fields(Reading)}
 GPU = Device(key=f"GPU-{UUID}", name="NVIDIA H100 80GB HBM3", kind="cuda")
 SLICE = Device(key=f"MIG-{UUID}", name="NVIDIA A100-SXM4-40GB MIG 1g.5gb", kind="cuda")
 FULL = {
-    "busy": 0.75,
+    "busy_fraction": 0.75,
     "power_watts": 350.0,
     "energy_joules": 5000.0,
     "memory_used_bytes": 12 * 2**30,
     "sm_clock_mhz": 1755.0,
     "throttled": frozenset(),
 }
-BOARD_ONLY = {"busy", "power_watts", "energy_joules"}
+BOARD_ONLY = {"busy_fraction", "power_watts", "energy_joules"}
 """What NVML says of a whole board, where a slice of it asks."""
 
 
@@ -59,7 +59,7 @@ def test_every_architecture_and_driver_reports_what_it_can(
     if not knows_memory_v2:
         expected["memory_used_bytes"] = gpu.memory_bytes + gpu.reserved_bytes
     assert reading == expected
-    assert set(probe.reasons) == {m for m, value in expected.items() if value is None}
+    assert set(probe.missing) == {m for m, value in expected.items() if value is None}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_mig_slice_is_never_charged_for_its_board(monkeypatch, gpu, device):
     reading = probe.read()
     assert reading.memory_used_bytes == gpu.memory_bytes
     assert {m for m in BOARD_ONLY if getattr(reading, m) is None} == BOARD_ONLY
-    assert all("whole board" in probe.reasons[m] for m in BOARD_ONLY)
+    assert all("whole board" in probe.missing[m] for m in BOARD_ONLY)
     assert not {QUERIES[m] for m in BOARD_ONLY} & set(fake.calls)
 
 
@@ -89,7 +89,7 @@ def test_the_clock_of_a_board_is_that_of_its_slices_and_nvml_may_refuse_to_tell_
     FakeNvml([FakeGpu(uuid=SLICE.key, is_slice=True)]).install(monkeypatch)
     alone = NvmlProbe(SLICE)
     assert (alone.read().sm_clock_mhz, alone.read().throttled) == (None, None)
-    assert alone.reasons["sm_clock_mhz"] == alone.reasons["throttled"] == "NVML: Not Supported"
+    assert alone.missing["sm_clock_mhz"] == alone.missing["throttled"] == "NVML: Not Supported"
 
 
 @pytest.mark.parametrize("function", ["nvmlDeviceIsMigDeviceHandle", "nvmlDeviceGetMigMode"])
@@ -119,7 +119,7 @@ def test_any_error_of_a_query_costs_that_measure_or_tells_of_a_loss(monkeypatch,
         if (function, code) == (QUERIES["throttled"], pynvml.NVML_ERROR_FUNCTION_NOT_FOUND):
             failed = set()  # it has an older name
         assert {m for m, value in reading.items() if value is None} == failed
-        assert set(probe.reasons) == failed
+        assert set(probe.missing) == failed
         assert {**reading, **{m: FULL[m] for m in failed}} == FULL
     probe.close()
     assert fake.initialised == 0
@@ -152,7 +152,7 @@ def test_any_error_in_mid_run_spoils_nothing_else_and_passes(monkeypatch, kind, 
         wrong = {m for m, value in reading.items() if value != healthy[m]}
         assert wrong <= {m for m, f in QUERIES.items() if f == function}, code
         assert {reading[m] for m in wrong} <= {None}, code
-        assert wrong <= set(probe.reasons), code
+        assert wrong <= set(probe.missing), code
 
         fake.faults = {}
         if lost is not None:
@@ -177,8 +177,8 @@ def test_any_error_at_the_start_leaves_a_silent_probe_with_reasons(monkeypatch, 
 
     for _ in range(2):
         assert probe.read() == Reading()
-    assert set(probe.reasons) == MEASURES
-    assert all(str(pynvml.NVMLError(code)) in reason for reason in probe.reasons.values())
+    assert set(probe.missing) == MEASURES
+    assert all(str(pynvml.NVMLError(code)) in reason for reason in probe.missing.values())
     assert fake.calls[function] == 1  # not asked again and again
     assert fake.initialised == 0
     assert probe.device == GPU
@@ -223,10 +223,10 @@ def test_a_passing_error_is_asked_again_and_its_reason_goes(monkeypatch):
     probe = NvmlProbe(GPU)
 
     assert probe.read().power_watts is None
-    assert probe.reasons == {"power_watts": "NVML: Timeout"}
+    assert probe.missing == {"power_watts": "NVML: Timeout"}
     fake.faults = {}
     assert probe.read().power_watts == 350.0
-    assert probe.reasons == {}
+    assert probe.missing == {}
 
 
 def test_what_is_not_supported_is_asked_once(monkeypatch):
@@ -236,14 +236,14 @@ def test_what_is_not_supported_is_asked_once(monkeypatch):
 
     for _ in range(3):
         assert probe.read().power_watts is None
-        assert probe.reasons == {"power_watts": "NVML: Not Supported"}
+        assert probe.missing == {"power_watts": "NVML: Not Supported"}
     assert fake.calls["nvmlDeviceGetPowerUsage"] == 1
 
 
 @pytest.mark.parametrize(
     ("measure", "gpu"),
     [
-        ("busy", FakeGpu(utilization_percent=0xFFFFFFFF)),
+        ("busy_fraction", FakeGpu(utilization_percent=0xFFFFFFFF)),
         ("power_watts", FakeGpu(power_milliwatts=0)),
         ("memory_used_bytes", FakeGpu(memory_bytes=2**64 - 1)),
         ("sm_clock_mhz", FakeGpu(sm_clock_mhz=0)),
@@ -255,13 +255,13 @@ def test_an_impossible_value_is_missing(monkeypatch, measure, gpu):
     probe = NvmlProbe(GPU)
 
     assert getattr(probe.read(), measure) is None
-    assert "impossible" in probe.reasons[measure]
+    assert "impossible" in probe.missing[measure]
 
 
 def test_an_idle_gpu_is_not_a_missing_one(monkeypatch):
     FakeNvml([FakeGpu(utilization_percent=0)]).install(monkeypatch)
 
-    assert NvmlProbe(GPU).read().busy == 0.0
+    assert NvmlProbe(GPU).read().busy_fraction == 0.0
 
 
 THROTTLING = {
@@ -316,7 +316,7 @@ def test_an_nvidia_ml_py_without_reasons_knows_of_no_throttling(monkeypatch):
     probe = NvmlProbe(GPU)
 
     assert probe.read().throttled is None
-    assert "SwPowerCap" in probe.reasons["throttled"]
+    assert "SwPowerCap" in probe.missing["throttled"]
 
 
 def test_the_versions_of_the_driver_and_of_nvml(monkeypatch):
@@ -339,7 +339,7 @@ def test_a_function_that_this_nvidia_ml_py_lacks_is_a_missing_measure(monkeypatc
     probe = NvmlProbe(GPU)
 
     assert probe.read().energy_joules is None
-    assert "nvmlDeviceGetTotalEnergyConsumption" in probe.reasons["energy_joules"]
+    assert "nvmlDeviceGetTotalEnergyConsumption" in probe.missing["energy_joules"]
 
 
 def test_without_nvidia_ml_py_the_probe_says_so(monkeypatch):
@@ -347,7 +347,7 @@ def test_without_nvidia_ml_py_the_probe_says_so(monkeypatch):
     probe = NvmlProbe(GPU)
 
     assert probe.read() == Reading()
-    assert "nvidia-ml-py" in probe.reasons["busy"]
+    assert "nvidia-ml-py" in probe.missing["busy_fraction"]
 
 
 def test_probes_share_nvml_and_each_gives_back_its_own(monkeypatch):
@@ -401,7 +401,7 @@ def test_cuda_index_0_reads_the_gpu_of_its_uuid_wherever_nvml_lists_it(monkeypat
     FakeNvml([other, FakeGpu()]).install(monkeypatch)
     cuda_with(monkeypatch, name=GPU.name, uuid=UUID)
 
-    assert cuda_probe(0).read().busy == 0.75
+    assert cuda_probe(0).read().busy_fraction == 0.75
 
 
 HOUR = 3600.0
@@ -434,11 +434,11 @@ def after_a_fault(monkeypatch, spoil, *, power=True, reloaded=False):
             spoil(fake, gpu)
         t = hour * HOUR
         sampler.pause()
-        sampler.totals(timeout=20)
+        sampler.by_device(timeout=20)
         if hour < 90:
             sampler.resume()
-            sampler.totals(timeout=20)
-    totals = sampler.totals(timeout=20)
+            sampler.by_device(timeout=20)
+    (totals,) = sampler.by_device(timeout=20).values()
     sampler.stop(20)
     assert totals.training_seconds == 90 * HOUR
     return totals, sampler
@@ -462,12 +462,12 @@ def test_a_bad_energy_counter_never_charges_what_was_not_drawn(monkeypatch, faul
         gpu.energy_millijoules = COUNTERS[fault](gpu.energy_millijoules)
 
     totals, sampler = after_a_fault(monkeypatch, spoil, power=power)
-    assert totals.power_watts == pytest.approx(300)
+    assert totals.use().power_watts == pytest.approx(300)
     assert totals.energy_known_seconds == (90 if power else 10) * HOUR
     assert totals.energy_estimated_joules == pytest.approx((80 if power else 0) * HOUR * 300)
-    assert "the energy counter" in sampler.reasons()[GPU.key]["energy_joules"]
+    assert "the energy counter" in sampler.missing()[GPU.key]["energy_joules"]
     assert totals.observed_seconds == 90 * HOUR
-    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
+    assert (totals.use().busy_fraction, totals.use().sm_clock_mhz) == (0.5, 1755)
 
 
 IMPOSSIBLE = {
@@ -487,10 +487,10 @@ def test_impossible_values_leave_the_sums_as_they_were(monkeypatch, what, value,
     if not counter:
         monkeypatch.setitem(nvml._QUERIES, "energy_joules", lambda nvml, handle: None)
     totals, _ = after_a_fault(monkeypatch, spoil)
-    assert totals.power_watts == pytest.approx(300)
+    assert totals.use().power_watts == pytest.approx(300)
     assert totals.energy_is_counter == counter
     assert totals.observed_seconds == 90 * HOUR
-    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
+    assert (totals.use().busy_fraction, totals.use().sm_clock_mhz) == (0.5, 1755)
     assert totals.memory_peak_bytes == 12 * 2**30
     for name, known in [
         ("utilization_percent", totals.busy_known_seconds),
@@ -507,7 +507,7 @@ def test_a_driver_that_is_loaded_anew_is_trusted_though_it_counts_from_zero(monk
     assert totals.energy_is_counter
     assert totals.energy_joules == pytest.approx(300 * 79 * HOUR)  # not that of 11 unseen hours
     assert totals.energy_known_seconds == 79 * HOUR
-    assert sampler.reasons() == {GPU.key: {}}
+    assert sampler.missing() == {GPU.key: {}}
 
 
 @pytest.mark.parametrize("code", ["GPU_IS_LOST", "UNINITIALIZED", "TIMEOUT", "NOT_SUPPORTED"])
@@ -516,9 +516,9 @@ def test_errors_for_a_while_cost_their_time_and_bias_no_mean(monkeypatch, functi
     number = getattr(pynvml, f"NVML_ERROR_{code}")
     faults = dict.fromkeys(QUERIES.values() if function == "all" else [function], number)
     totals, sampler = after_a_fault(monkeypatch, lambda fake, gpu: fake.faults.update(faults))
-    assert totals.power_watts == pytest.approx(300)
-    assert (totals.busy_fraction, totals.sm_clock_mhz) == (0.5, 1755)
-    assert totals.throttled_fraction == 0
+    assert totals.use().power_watts == pytest.approx(300)
+    assert (totals.use().busy_fraction, totals.use().sm_clock_mhz) == (0.5, 1755)
+    assert totals.use().throttled_fraction == 0
     observed = 90
     if code in ("GPU_IS_LOST", "UNINITIALIZED"):  # from the 10th hour to the 21st
         observed = 79
@@ -578,7 +578,7 @@ def test_whatever_cuda_shows_is_read_from_the_very_same_device(monkeypatch, visi
         reading = probe.read()
         assert probe.device.key == gpu.uuid
         assert reading.memory_used_bytes == gpu.memory_bytes + old * gpu.reserved_bytes
-        assert reading.busy == (None if gpu.is_slice else gpu.utilization_percent / 100)
+        assert reading.busy_fraction == (None if gpu.is_slice else gpu.utilization_percent / 100)
     assert fake.calls["nvmlDeviceGetHandleByUUID"] == len(seen)
 
 
@@ -593,7 +593,7 @@ def test_a_torch_without_uuids_and_an_amd_gpu_are_silent_but_distinct(monkeypatc
         for probe in probes:
             assert isinstance(probe, SilentProbe)
             assert probe.read() == Reading()
-            assert set(probe.reasons) == MEASURES
+            assert set(probe.missing) == MEASURES
 
 
 def test_without_a_uuid_the_place_on_the_bus_tells_devices_apart(monkeypatch):
@@ -614,12 +614,12 @@ def test_a_real_gpu_reports_every_measure_without_touching_its_memory():
     reading = probe.read()
     probe.close()
 
-    if probe.device.key.startswith("GPU-") and "busy" not in probe.reasons:
-        assert reading.busy is not None
-        assert 0 <= reading.busy <= 1
+    if probe.device.key.startswith("GPU-") and "busy_fraction" not in probe.missing:
+        assert reading.busy_fraction is not None
+        assert 0 <= reading.busy_fraction <= 1
         assert reading.power_watts is not None
         assert 1 < reading.power_watts < 2000
-        if "sm_clock_mhz" not in probe.reasons:
+        if "sm_clock_mhz" not in probe.missing:
             assert reading.sm_clock_mhz is not None
             assert 100 < reading.sm_clock_mhz < 5000
         assert reading.throttled is None or reading.throttled <= {"power", "heat", "fault"}
@@ -639,10 +639,10 @@ def test_a_real_gpu_spends_energy_while_it_multiplies():
         a = (a @ a).clamp_(-1, 1)
     torch.cuda.synchronize()
     sampler.pause()
-    totals = sampler.totals(timeout=10)
+    (totals,) = sampler.by_device(timeout=10).values()
     sampler.stop()
 
     assert totals.readings >= 2
     assert totals.training_seconds > 0
-    if "energy_joules" not in next(iter(sampler.reasons().values())):
+    if "energy_joules" not in next(iter(sampler.missing().values())):
         assert totals.energy_joules > 0

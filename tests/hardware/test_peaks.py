@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lscore.hardware import peaks
-from lightning_lscore.hardware.peaks import Peak, measured_peak, peak_flops
+from lightning_lscore.hardware.peaks import measured_peak, peak_flops
 
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16", "float8")
 LINES = [(name, rates, source) for names, rates, source in peaks._TABLE for name in names]
@@ -64,7 +64,6 @@ def test_published_dense_peaks(name, dtype, tera):
 
     assert peak is not None
     assert peak.flops == pytest.approx(tera * 1e12)
-    assert not peak.measured
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,6 @@ def test_the_measured_rate_is_two_n_cubed_over_the_time():
     peak = measured_peak("cpu", "float32", seconds=0.02, now=Ticking())
 
     assert peak is not None
-    assert peak.measured
     assert peak.flops == pytest.approx(2 * 512**3 / 1e-3)
     assert "512 x 512 matrices on cpu" in peak.source
 
@@ -330,7 +328,3 @@ def test_a_gpus_memory_bounds_the_size(monkeypatch):
     assert peaks._fits(gpu, torch.bfloat16, 4096)
     assert not peaks._fits(gpu, torch.bfloat16, 8192)
     assert not peaks._fits(gpu, torch.float32, 4096)
-
-
-def test_a_peak_is_a_plain_record():
-    assert Peak(flops=1.0, source="x") == Peak(flops=1.0, source="x", measured=False)

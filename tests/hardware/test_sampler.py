@@ -43,7 +43,7 @@ class FakeProbe:
     gate: threading.Event | None = None
     entered: threading.Event = field(default_factory=threading.Event)
     enough: threading.Event = field(default_factory=threading.Event)
-    reasons: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def read(self):
         self.reads += 1
@@ -54,7 +54,7 @@ class FakeProbe:
             assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
-        return Reading(busy=self.busy)
+        return Reading(busy_fraction=self.busy)
 
     def close(self):
         self.closed += 1
@@ -67,11 +67,11 @@ class PlainProbe:
     device: Device = DEVICE
 
     @property
-    def reasons(self):
+    def missing(self):
         return {}
 
     def read(self):
-        return Reading(busy=1.0)
+        return Reading(busy_fraction=1.0)
 
     def close(self):
         pass
@@ -95,13 +95,18 @@ def started():
         assert not any(t.name == "lscore-sampler" for t in threading.enumerate())
 
 
+def totals_of(sampler, timeout=0.5):
+    """Over all of its devices."""
+    return sum(sampler.by_device(timeout).values(), Totals())
+
+
 def train(sampler, clock, seconds):
     """Training of so many seconds, with a reading at either end."""
     sampler.resume()
-    sampler.totals(PATIENCE)
+    totals_of(sampler, PATIENCE)
     clock.t += seconds
     sampler.pause()
-    return sampler.totals(PATIENCE)
+    return totals_of(sampler, PATIENCE)
 
 
 def test_totals_after_pause_include_the_reading_at_the_boundary(started):
@@ -129,10 +134,10 @@ def test_a_machine_that_sleeps_shows_as_a_gap_and_its_devices_are_read_on(starte
     train(sampler, clock, 8 * 3600)
     after = train(sampler, clock, 3600)
 
-    assert before.coverage == 1
+    assert before.use().coverage == 1
     assert after.training_seconds == 10 * 3600
     assert after.observed_seconds == after.busy_known_seconds == 2 * 3600
-    assert after.busy_fraction == 1
+    assert after.use().busy_fraction == 1
     assert sampler.messages() == []
 
 
@@ -142,7 +147,7 @@ def test_nothing_is_read_before_training_or_while_it_is_paused(started):
     assert not probe.entered.wait(0.02)  # 200 intervals
     sampler.resume()
     sampler.pause()
-    sampler.totals(PATIENCE)
+    totals_of(sampler, PATIENCE)
     probe.entered.clear()
 
     assert not probe.entered.wait(0.02)
@@ -164,10 +169,10 @@ def test_training_does_not_wait_for_a_device_that_hangs(started):
     clock.t += 10
     sampler.pause()  # the probe is still held up: if this waited, the test would time out
 
-    assert sampler.totals(timeout=0.01).coverage == 0
+    assert totals_of(sampler, timeout=0.01).use().coverage == 0
     probe.gate.set()
-    assert sampler.totals(PATIENCE).readings == 2
-    assert sampler.totals(PATIENCE).training_seconds == 10
+    assert totals_of(sampler, PATIENCE).readings == 2
+    assert totals_of(sampler, PATIENCE).training_seconds == 10
 
 
 def test_stop_waits_no_longer_than_told_for_a_device_that_hangs(started):
@@ -200,11 +205,11 @@ def test_a_lost_device_costs_one_message_and_its_coverage_and_nothing_else(start
     (message,) = sampler.messages()
     assert "Lost GPU no longer answers" in message
     assert sampler.messages() == []
-    assert sampler.reasons() == {"GPU-1": {}, "GPU-2": {"device": str(error) or repr(error)}}
+    assert sampler.missing() == {"GPU-1": {}, "GPU-2": {"device": str(error) or repr(error)}}
     assert lost.closed
 
     each = sampler.by_device(PATIENCE)
-    assert each["GPU-1"].coverage == 1
+    assert each["GPU-1"].use().coverage == 1
     assert each["GPU-2"].observed_seconds == 10
     assert each["GPU-2"].training_seconds == each["GPU-1"].training_seconds
 
@@ -212,7 +217,7 @@ def test_a_lost_device_costs_one_message_and_its_coverage_and_nothing_else(start
     clock.t += RETRY_SECONDS
     train(sampler, clock, 10)
     assert sampler.by_device(PATIENCE)["GPU-2"].observed_seconds == 20
-    assert sampler.reasons()["GPU-2"] == {}
+    assert sampler.missing()["GPU-2"] == {}
 
 
 def test_a_lost_device_is_left_alone_for_a_while(started):
@@ -248,21 +253,21 @@ def test_marks_that_repeat_change_nothing(started):
     clock.t += 5
     sampler.pause()
 
-    assert sampler.totals(PATIENCE).training_seconds == 10
+    assert totals_of(sampler, PATIENCE).training_seconds == 10
 
 
 def test_stop_ends_training_time_reads_once_more_and_can_be_called_again(started):
     clock, probe = Clock(), FakeProbe()
     sampler = started(probe, now=clock)
     sampler.resume()
-    sampler.totals(PATIENCE)
+    totals_of(sampler, PATIENCE)
     clock.t += 10
     sampler.stop(PATIENCE)
     sampler.stop(PATIENCE)
     clock.t += 10
     sampler.resume()
 
-    assert sampler.totals() == Totals(
+    assert totals_of(sampler) == Totals(
         training_seconds=10,
         observed_seconds=10,
         busy_seconds=10,
@@ -298,7 +303,7 @@ def test_before_start_every_call_is_harmless():
     sampler.pause()
     sampler.stop()
 
-    assert sampler.totals() == Totals()
+    assert totals_of(sampler) == Totals()
     assert sampler.devices == (DEVICE,)
     assert sampler.messages() == []
 
@@ -307,13 +312,13 @@ def test_a_sampler_pickles_before_start_and_works_after():
     sampler = pickle.loads(pickle.dumps(Sampler([PlainProbe()], interval=3600.0)))
     sampler.start()
     sampler.resume()
-    sampler.totals(PATIENCE)
+    totals_of(sampler, PATIENCE)
     sampler.pause()
-    totals = sampler.totals(PATIENCE)
+    totals = totals_of(sampler, PATIENCE)
     sampler.stop(PATIENCE)
 
     assert totals.readings == 2
-    assert totals.coverage is not None
+    assert totals.use().coverage is not None
 
 
 def test_in_a_spawned_process_a_sampler_begins_at_zero_and_reads():
@@ -322,10 +327,10 @@ def test_in_a_spawned_process_a_sampler_begins_at_zero_and_reads():
     program = (
         "import pickle, sys\n"
         "s = pickle.load(sys.stdin.buffer)\n"
-        "s.resume(); assert s.totals().readings == 0\n"
-        "s.start(); s.resume(); s.totals(20); s.pause()\n"
-        "t = s.totals(20); s.stop(20)\n"
-        "print(t.readings, t.training_seconds > 0, s.reasons()['GPU-1']['busy'])"
+        "s.resume(); assert not s.by_device()\n"
+        "s.start(); s.resume(); s.by_device(20); s.pause()\n"
+        "t = s.by_device(20)['GPU-1']; s.stop(20)\n"
+        "print(t.readings, t.training_seconds > 0, s.missing()['GPU-1']['busy_fraction'])"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -351,7 +356,7 @@ def test_in_a_forked_child_calls_do_nothing_and_do_not_hang(started):
         signal.alarm(int(PATIENCE))
         sampler.resume()
         sampler.pause()
-        nothing = sampler.totals() == Totals()
+        nothing = totals_of(sampler) == Totals()
         sampler.stop()
         sampler.start()
         anew = train(sampler, clock, 10).readings == 2
@@ -393,9 +398,9 @@ def test_a_silent_probe_counts_time_and_says_why_it_knows_no_more(started):
 
     totals = train(sampler, clock, 10)
     assert totals.training_seconds == 10
-    assert totals.coverage == 0
-    assert totals.busy_fraction is None
-    assert sampler.reasons()["GPU-1"] == {f.name: "no NVML here" for f in fields(Reading)}
+    assert totals.use().coverage == 0
+    assert totals.use().busy_fraction is None
+    assert sampler.missing()["GPU-1"] == {f.name: "no NVML here" for f in fields(Reading)}
 
 
 @pytest.mark.parametrize("module", ["probe", "meter", "sampler", "cpu", "nvml", "amd", "peaks"])

@@ -9,7 +9,7 @@ import torch
 
 from lightning_lscore.hardware.meter import Totals
 from lightning_lscore.model.flops import FlopsModel
-from lightning_lscore.run.segment import Session
+from lightning_lscore.run.segment import Segment
 from lightning_lscore.run.spending import Spending
 
 
@@ -34,7 +34,7 @@ class FakeSampler:
         seen = Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
         return {"GPU-1": seen}
 
-    def reasons(self):
+    def missing(self):
         return self.said
 
 
@@ -45,11 +45,11 @@ class Time:
         return self.seconds
 
 
-def session(*, count=2, peak=5.0, before=None, ranks=1, flops=6.0, **options):
+def segment(*, count=2, peak=5.0, before=None, ranks=1, flops=6.0, **options):
     read_by = (("GPU-1",), ("GPU-2", "GPU-3"))[:ranks]
     devices = SimpleNamespace(count=count, peak_flops=peak, sampler=FakeSampler(), read_by=read_by)
     now = Time()
-    made = Session(
+    made = Segment(
         devices,
         before=before or Spending(),
         ranks=ranks,
@@ -72,13 +72,13 @@ def train(made, now, seconds=10, batches=1, tokens=4):
     made.pause()
 
 
-def test_a_session_counts_time_tokens_and_devices_of_training_alone():
+def test_a_segment_counts_time_tokens_and_devices_of_training_alone():
     """What passes between pause and resume costs nothing."""
-    made, now = session()
+    made, now = segment()
     train(made, now, 10, batches=2)
     now.seconds += 1000
     train(made, now, 5)
-    assert made.share() == Spending(
+    assert made.spending() == Spending(
         tokens=12,
         samples=6,
         model_flops=72.0,
@@ -94,10 +94,10 @@ def test_a_session_counts_time_tokens_and_devices_of_training_alone():
 
 def test_a_price_makes_a_cost_of_all_devices_training_time():
     """Two devices for half an hour at 3 an hour; without a price the time counts as unpriced."""
-    made, now = session(price_per_device_hour=3.0)
+    made, now = segment(price_per_device_hour=3.0)
     train(made, now, 1800)
-    assert (made.share().cost, made.share().unpriced_seconds) == (3.0, 0.0)
-    later, now = session(before=made.total())
+    assert (made.spending().cost, made.spending().unpriced_seconds) == (3.0, 0.0)
+    later, now = segment(before=made.total())
     train(later, now, 10)
     assert (later.total().cost, later.total().unpriced_seconds) == (3.0, 20.0)
 
@@ -105,27 +105,27 @@ def test_a_price_makes_a_cost_of_all_devices_training_time():
 def test_a_carbon_intensity_makes_emissions_of_the_energy(monkeypatch):
     """Without one the energy counts as unrated."""
     monkeypatch.setattr(FakeSampler, "watts", 500.0)
-    made, now = session(carbon_intensity=400.0)
+    made, now = segment(carbon_intensity=400.0)
     train(made, now)
-    assert (made.share().emissions_kg, made.share().unrated_joules) == (0.2, 0.0)
-    later, now = session(before=made.total())
+    assert (made.spending().emissions_kg, made.spending().unrated_joules) == (0.2, 0.0)
+    later, now = segment(before=made.total())
     train(later, now)
     assert (later.total().emissions_kg, later.total().unrated_joules) == (0.2, 1.8e6)
 
 
 def test_wall_time_goes_on_while_validating_and_ends_with_the_session():
     """From the first step to the end of the fit."""
-    made, now = session()
+    made, now = segment()
     train(made, now, 10)
     now.seconds += 100
     made.stop()
     now.seconds += 100
-    assert (made.share().train_seconds, made.share().wall_seconds) == (10, 110)
+    assert (made.spending().train_seconds, made.spending().wall_seconds) == (10, 110)
 
 
 def test_the_sampler_is_told_of_every_edge():
     """It starts with the session, stands still with it, and ends with it."""
-    made, now = session()
+    made, now = segment()
     train(made, now)
     made.resume()
     made.stop()
@@ -135,18 +135,18 @@ def test_the_sampler_is_told_of_every_edge():
 
 def test_what_was_counted_stays_after_the_end():
     """The callback asks for the total after stop; time stands still by then."""
-    made, now = session()
+    made, now = segment()
     made.resume()
     now.seconds += 3
     made.stop()
     now.seconds += 100
-    assert made.share().train_seconds == 3
-    assert made.total() == made.share()
+    assert made.spending().train_seconds == 3
+    assert made.total() == made.spending()
 
 
 def test_time_counts_while_training_goes_on():
     """A checkpoint in the middle of training holds the time until then."""
-    made, now = session()
+    made, now = segment()
     made.resume()
     now.seconds += 4
     assert made.total().train_seconds == 4
@@ -154,47 +154,47 @@ def test_time_counts_while_training_goes_on():
 
 def test_without_a_known_peak_there_is_no_capacity():
     """It adds nothing rather than something made up."""
-    made, now = session(peak=None)
+    made, now = segment(peak=None)
     train(made, now)
-    assert made.share().capacity_flops == 0.0
-    assert made.share().device_seconds == 20.0
+    assert made.spending().capacity_flops == 0.0
+    assert made.spending().device_seconds == 20.0
 
 
 def test_batches_without_tokens_are_remembered():
     """The run's tokens are unknown then."""
-    made, _ = session()
+    made, _ = segment()
     made.tokens.add(None)
-    assert (made.share().batches, made.share().uncounted_batches) == (1, 1)
+    assert (made.spending().batches, made.spending().uncounted_batches) == (1, 1)
 
 
 def test_a_function_counts_tokens():
     """It is passed on to the counter."""
-    made, _ = session(count_tokens=lambda b: 11)
+    made, _ = segment(count_tokens=lambda b: 11)
     made.tokens.add(None)
-    assert (made.share().tokens, made.share().model_flops) == (11, 66.0)
+    assert (made.spending().tokens, made.spending().model_flops) == (11, 66.0)
 
 
 def test_one_process_needs_nobody_else_to_know_the_total():
     """Asked or not, before, between and after validations, the total is the same."""
     before = Spending(tokens=100, train_seconds=50.0, devices={"GPU-0": Totals(readings=5)})
-    made, now = session(before=before)
+    made, now = segment(before=before)
     assert made.total().hardware == before.hardware
     for _ in range(3):
         train(made, now)
-        expected = before.then(made.share())
+        expected = before.then(made.spending())
         assert made.total() == expected
-        assert made.settle(made.share(), [made.numbers(made.share())]) == expected
+        assert made.settle(made.spending(), [made.numbers(made.spending())]) == expected
         assert made.total() == expected
     train(made, now)
-    assert made.total() == before.then(made.share())
+    assert made.total() == before.then(made.spending())
 
 
 def test_ranks_are_joined_and_then_taken_to_be_alike():
     """A settled total is exact; what comes after multiplies this rank's tokens, not its time."""
     before = Spending(tokens=1000, train_seconds=7.0)
-    made, now = session(before=before, ranks=2)
+    made, now = segment(before=before, ranks=2)
     train(made, now, 10)
-    mine = made.share()
+    mine = made.spending()
     other = Spending(tokens=6, samples=1, batches=1, train_seconds=12.0, device_seconds=24.0)
     keys = made.devices.read_by[1]
     seen = {keys[0]: Totals(), keys[1]: Totals(readings=9)}
@@ -212,31 +212,31 @@ def test_ranks_are_joined_and_then_taken_to_be_alike():
 
 def test_a_batch_that_two_processes_compute_together_counts_once():
     """What the second one saw of its device counts all the same."""
-    first, now = session(ranks=2)
-    second, then = session(ranks=2, counts=False)
+    first, now = segment(ranks=2)
+    second, then = segment(ranks=2, counts=False)
     train(first, now)
     train(second, then)
     keys = second.devices.read_by[1]
-    theirs = second.share()
+    theirs = second.spending()
     assert theirs.tokens == 4
     theirs = replace(theirs, devices={keys[0]: theirs.devices["GPU-1"]})
-    numbers = [first.numbers(first.share()), second.numbers(theirs)]
-    total = first.settle(first.share(), numbers)
+    numbers = [first.numbers(first.spending()), second.numbers(theirs)]
+    total = first.settle(first.spending(), numbers)
     assert (total.tokens, total.samples, total.model_flops) == (4, 2, 24.0)
     assert total.hardware.readings == 2
 
 
 def test_reasons_of_all_devices_are_joined():
     """By the field of a reading, whatever the device."""
-    made, _ = session()
+    made, _ = segment()
     made.devices.sampler.said = {"GPU-1": {"busy": "no"}, "GPU-2": {"energy_joules": "none"}}
-    assert made.reasons() == {"busy": "no", "energy_joules": "none"}
+    assert made.missing() == {"busy": "no", "energy_joules": "none"}
 
 
 @pytest.mark.parametrize("initialized", [False, True])
 def test_queued_steps_are_awaited_before_the_clock_stops(monkeypatch, initialized):
     """CUDA is synchronised at a pause, and never started for that."""
-    made, now = session()
+    made, now = segment()
 
     def synchronize():
         now.seconds += 2
@@ -244,15 +244,15 @@ def test_queued_steps_are_awaited_before_the_clock_stops(monkeypatch, initialize
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     train(made, now, 10)
-    assert made.share().train_seconds == (12 if initialized else 10)
+    assert made.spending().train_seconds == (12 if initialized else 10)
 
 
 def test_model_flops_grow_with_the_length_of_the_sequences():
     """6 a token, and 1 for each position that it looks at; another number counts for all tokens."""
-    made, now = session()
+    made, now = segment()
     made.flops = FlopsModel(per_token=6.0, per_position={math.inf: 1.0}, convention="")
     train(made, now, tokens=4)
     train(made, now, tokens=8)
-    assert made.share().model_flops == 4 * (6 + 2) + 8 * (6 + 4)
+    assert made.spending().model_flops == 4 * (6 + 2) + 8 * (6 + 4)
     made.flops = FlopsModel.given(3)
-    assert made.share().model_flops == 36
+    assert made.spending().model_flops == 36

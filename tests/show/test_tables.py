@@ -8,17 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lscore.equation.evidence import DeviceUse, OccupiedDevice
 from lightning_lscore.equation.formula import Factor, Formula, Score
 from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.equation.prediction import Prediction, Unpredictable
+from lightning_lscore.record.comparable import best_record
 from lightning_lscore.record.records import Record
-from lightning_lscore.show.tables import (
-    SHOWN_DEVICES,
-    best_record,
-    device_table,
-    expectation,
-    spending_summary,
-    validation_table,
-)
+from lightning_lscore.show.device_table import SHOWN_DEVICES, device_table
+from lightning_lscore.show.tables import expectation, spending_summary, validation_table
 
 
 def record(step, L=None, *, perplexity=10.0, missing=(), **measures):
@@ -200,10 +197,10 @@ def test_a_scored_run_reads_well():
     assert "best L 20.0000 at step 5, for 1.00M tokens" in spending_summary([one])
 
 
-EXPECTED = {
-    "best_L": 5.5, "best_L_low": 5.0, "best_L_high": 6.0, "growth": 2.0, "growth_low": 1.5,
-    "growth_high": 3.0, "horizon": 5.0,
-}  # fmt: skip
+EXPECTED = Prediction(
+    best_L=5.5, best_L_low=5.0, best_L_high=6.0, growth=2.0, growth_low=1.5, growth_high=3.0,
+    horizon=5.0,
+)  # fmt: skip
 
 
 def test_what_is_expected_is_said_as_long_as_it_lies_ahead():
@@ -214,19 +211,24 @@ def test_what_is_expected_is_said_as_long_as_it_lies_ahead():
         "expected, if the learning rate goes on as so far: best L 5.5000 (5.0000 to 6.0000) at "
         "2 (1.5 to 3) times what is spent now" in text
     )
-    behind = replace(RUN[-1], prediction={**EXPECTED, "growth": 0.5})
+    behind = replace(RUN[-1], prediction=replace(EXPECTED, growth=0.5))
     assert "expected" not in spending_summary([*RUN[:-1], behind])
-    assert expectation(replace(last, prediction={"reason": "Too short."})).endswith(": Too short.")
+    without = replace(last, prediction=Unpredictable(reason="Too short."))
+    assert expectation(without).endswith(": Too short.")
     assert expectation(RUN[-1]) == ""
 
 
 # ---------------------------------------------------------------- devices
 
 TWO = {
-    "GPU-1": {"busy_fraction": 0.9, "power_watts": 612.34, "energy_kwh": 1.5, "coverage": 1.0},
-    "GPU-2": {"busy_fraction": 0.4, "coverage": 0.975},
+    "GPU-1": DeviceUse(busy_fraction=0.9, power_watts=612.34, energy_kwh=1.5, coverage=1.0),
+    "GPU-2": DeviceUse(busy_fraction=0.4, coverage=0.975),
 }
-NAMED = ({"key": "GPU-2", "name": "H100"},)
+NAMED = (
+    OccupiedDevice(
+        key="GPU-2", name="H100", kind="cuda", dtype="float32", peak_flops=None, peak_source=""
+    ),
+)
 
 
 def test_devices_stand_in_a_table_with_the_least_busy_first():
@@ -241,11 +243,15 @@ def test_devices_stand_in_a_table_with_the_least_busy_first():
 
 
 def test_of_many_devices_those_that_were_busy_least_are_shown():
-    seen = {f"GPU-{i}": {"busy_fraction": i / 100} for i in reversed(range(SHOWN_DEVICES + 3))}
+    seen = {
+        f"GPU-{i}": DeviceUse(busy_fraction=i / 100) for i in reversed(range(SHOWN_DEVICES + 3))
+    }
     lines = device_table(replace(RUN[0], hardware=seen)).splitlines()
     assert [line.split()[3] for line in lines[2:-1]] == [f"GPU-{i}" for i in range(SHOWN_DEVICES)]
     assert lines[-1] == "   and 3 more, which were busy for more of the time"
 
 
 def test_without_readings_there_is_no_table():
-    assert device_table(RUN[0]) == device_table(replace(RUN[0], hardware={"cpu": {}})) == ""
+    assert (
+        device_table(RUN[0]) == device_table(replace(RUN[0], hardware={"cpu": DeviceUse()})) == ""
+    )

@@ -1,0 +1,78 @@
+"""What can be chosen of a run, checked where it is named."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..equation.formula import Formula
+from ..equation.safe_numbers import as_number, short
+from ..heldout.token_bytes import CountBytes, make_count_bytes
+from ..model.flops import FlopsModel
+from .own_measures import OwnMeasure, check_measures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments that ``LScore`` and ``Tracker`` share; see ``LScore`` for each.
+
+    Raises:
+        ValueError: for arguments that make no sense.
+        FileNotFoundError: if ``formula`` is a path that does not exist.
+    """
+
+    formula: Formula | str | os.PathLike[str] | None = None
+    count_tokens: Callable[[Any], int] | None = None
+    count_bytes: Any = None
+    measures: Mapping[str, OwnMeasure] = field(default_factory=dict)
+    price_per_device_hour: float | None = None
+    carbon_intensity: float | None = None
+    flops_per_token: float | Literal["count"] | None = None
+    ignore_index: int = -100
+    compile: bool = False
+    sample_interval: float = 1.0
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.formula, (str, os.PathLike)):
+            object.__setattr__(self, "formula", Formula.load(self.formula))
+        given = self.given_formula
+        fits = given is None or isinstance(given, Formula)
+        expect(fits, "formula", "a Formula or the path of one", given)
+        function = self.count_tokens
+        fits = function is None or callable(function)
+        expect(fits, "count_tokens", "a function or None", function)
+        expect(isinstance(self.ignore_index, int), "ignore_index", "an integer", self.ignore_index)
+        expect(isinstance(self.prefix, str), "prefix", "a string", self.prefix)
+        seconds = as_number(self.sample_interval) or 0.0
+        fits = 0 < seconds < math.inf
+        expect(fits, "sample_interval", "seconds > 0", self.sample_interval)
+        for name in ("price_per_device_hour", "carbon_intensity"):
+            rate = getattr(self, name)
+            number = 0.0 if rate is None else as_number(rate)
+            expect(number is not None and 0 <= number < math.inf, name, "a number >= 0", rate)
+        object.__setattr__(self, "measures", dict(self.measures or {}))
+        check_measures(self.measures, given)
+        if self.count_bytes is not None:
+            object.__setattr__(self, "count_bytes", make_count_bytes(self.count_bytes))
+        if self.flops_per_token not in (None, "count"):
+            FlopsModel.given(self.flops_per_token)  # type: ignore[arg-type]
+
+    @property
+    def given_formula(self) -> Formula | None:
+        """The formula itself, also where its path was given."""
+        return self.formula  # type: ignore[return-value]
+
+    @property
+    def bytes_counter(self) -> CountBytes | None:
+        """The function that ``count_bytes`` is or was made into."""
+        return self.count_bytes  # type: ignore[no-any-return]
+
+
+def expect(fits: bool, name: str, expected: str, value: Any) -> None:
+    """Raise the ValueError of an argument that does not fit."""
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {short(value)}.")

@@ -1,0 +1,26 @@
+"""How far a run is set to go, as known now; a later plan may differ from the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .spending import Spending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The end of a run: in tokens, or in batches where the tokens of a batch are not known yet."""
+
+    tokens: float | None = None
+    """Training tokens of the whole run, over all processes; None: given in batches."""
+    batches: float | None = None
+    """Micro-batches of each process; None: no finite plan."""
+    decay_may_come: bool = False
+    """Whether the learning rate stands still and may decay later: no curve foretells what that
+    brings."""
+
+    def batches_in_all(self, spent: Spending) -> float | None:
+        """Return the micro-batches of each process, if batches hold what they held so far."""
+        if self.tokens is None or not spent.tokens:
+            return self.batches
+        return self.tokens / spent.tokens * spent.batches

@@ -1,0 +1,77 @@
+"""A score of the run as it stands: measurements, the formula in force, and what lies ahead."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+
+from ..equation.formula import Formula
+from ..equation.measurements import Measurements
+from ..equation.prediction import Prediction, Unpredictable
+from ..heldout.evaluation import Evaluation
+from ..model.parameters import ParameterCount
+from ..record.record import Record
+from ..record.versions import versions
+from . import measure
+from .plan import Plan
+from .segment import Segment
+from .state import RunState
+
+
+def score_run(
+    state: RunState,
+    segment: Segment,
+    evaluation: Evaluation | None,
+    parameters: ParameterCount,
+    plan: Plan,
+    *,
+    own: Mapping[str, float],
+    step: int | None,
+    epoch: int | None,
+) -> Record:
+    """Score what was spent and evaluated, and add it to the run's progress.
+
+    Args:
+        state: settled: what all processes have spent. Settles the formula, takes in a validation.
+        segment: of the training under way.
+        evaluation: over all processes; None if there was none.
+        parameters: of the whole model.
+        plan: as known now.
+        own: the user's own measures.
+        step: optimiser steps so far; None: the batches counted.
+        epoch: None: that of the batches counted.
+    """
+    spent = state.spent
+    step = spent.batches if step is None else step
+    measured = measure.everything(
+        evaluation, spent, segment, parameters, steps=step, own_values=own
+    )
+    formula = state.settle_formula(parameters, plan)
+    measured = state.progress.take_in(formula, measured, spent.batches)
+    return Record(
+        run=state.id,
+        batch=spent.batches,
+        step=step,
+        epoch=int(spent.epochs) if epoch is None else epoch,
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        measurements=measured,
+        score=formula.score(measured),
+        formula=formula.to_dict(),
+        evaluation=None if evaluation is None else evaluation.summary(),
+        lost_device_hours=state.lost_device_hours,
+        prediction=_look_ahead(state, formula, measured, plan),
+        devices=segment.devices.described,
+        hardware={key: seen.use() for key, seen in spent.devices.items()},
+        versions=versions(),
+    )
+
+
+def _look_ahead(
+    state: RunState, formula: Formula, measured: Measurements, plan: Plan
+) -> Prediction | Unpredictable:
+    if plan.decay_may_come:
+        return Unpredictable(
+            reason="The learning rate stands still and has a scheduler: its decay may come, and "
+            "brings more than the curve so far can tell."
+        )
+    return state.progress.forecast(formula, measured, plan.batches_in_all(state.spent))

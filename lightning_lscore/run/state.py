@@ -1,0 +1,120 @@
+"""A run's memory: who it is, what it spent, the formula in force. What a checkpoint keeps.
+
+Plain numbers, strings, lists and dictionaries only: what ``torch.load(weights_only=True)`` accepts.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..equation.formula import Formula
+from ..model.parameters import ParameterCount
+from ..record.record import Record
+from .plan import Plan
+from .progress import Progress
+from .spending import Spending
+
+SCHEMA = 1
+_REQUIRED = frozenset({"run", "spent", "planned_batches", "formula", "logged"})
+
+
+@dataclass
+class RunState:
+    """What one training run keeps from its first step to its last, across resumes."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    spent: Spending = field(default_factory=Spending)
+    """By all processes, at their last exchange, in this process and those before."""
+    lost_device_hours: float = 0.0
+    """Spent in training that was thrown away, see ``Record``; no part of ``spent``."""
+    planned_batches: float | None = None
+    """Micro-batches that the first fit was set to process on each rank; None: no finite plan."""
+    formula: Formula | None = None
+    """The one in force; None until the first validation, when tokens a batch are known."""
+    logged: dict[str, float] = field(default_factory=dict)
+    """What the last validation logged."""
+    fingerprints: tuple[str, ...] = ()
+    """Of the set that the last validation counted."""
+    progress: Progress = field(default_factory=Progress)
+
+    def settle_formula(self, parameters: ParameterCount, plan: Plan) -> Formula:
+        """Return the formula in force; make it from the run's first plan if none was given.
+
+        The plan's tokens, or the batches of the first fit times the tokens of a batch so far.
+        """
+        if self.formula is None:
+            tokens, planned, spent = plan.tokens, self.planned_batches, self.spent
+            if tokens is None and planned and spent.batches:
+                tokens = planned * spent.tokens / spent.batches
+            self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
+        return self.formula
+
+    def count_lost(self, written: Sequence[Record]) -> None:
+        """Count as lost what was spent after the checkpoint that the run goes on from.
+
+        Args:
+            written: the run's lines since then, see ``records_since``. What was spent after the
+                newest is not known, so the loss is a lower bound.
+        """
+        if not written:
+            return
+        newest, oldest = written[0], written[-1]
+        if oldest.batch == self.spent.batches:
+            # The checkpoint was saved before the validation of the same batch, which stays in the
+            # record: so does the time until then, or a later validation would have spent less.
+            self.spent = self.spent.at_least(oldest.measurements)
+        again = (newest.measurements.device_hours or 0.0) - self.spent.device_seconds / 3600
+        # A checkpoint newer than the newest line knows of losses that the line does not.
+        lost = newest.lost_device_hours + max(0.0, again)
+        self.lost_device_hours = max(self.lost_device_hours, lost)
+
+    def to_dict(self, spent: Spending) -> dict[str, Any]:
+        """Return the state for a checkpoint, with what was spent up to this moment."""
+        return {
+            "schema": SCHEMA,
+            "run": self.id,
+            "spent": spent.to_dict(),
+            "lost_device_hours": self.lost_device_hours,
+            "planned_batches": self.planned_batches,
+            "formula": None if self.formula is None else self.formula.to_dict(),
+            "logged": dict(self.logged),
+            "fingerprints": list(self.fingerprints),
+            **self.progress.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], given: Formula | None) -> RunState:
+        """The inverse of :meth:`to_dict`.
+
+        Args:
+            state: from a checkpoint.
+            given: the user's formula, which counts before the one in the checkpoint.
+
+        Raises:
+            ValueError: if the state is of another schema or incomplete, or its formula holds a
+                function and ``given`` is None.
+        """
+        if state.get("schema") != SCHEMA:
+            raise ValueError(f"expected schema {SCHEMA}, got {state.get('schema')!r}")
+        if not state.keys() >= _REQUIRED:
+            lacking = ", ".join(sorted(_REQUIRED - state.keys()))
+            raise ValueError(
+                f"expected the state that LScore saves, got one without {lacking}. Was the "
+                "checkpoint edited? Without LScore's state, the run is counted from here on."
+            )
+        saved = state["formula"]
+        # Under another formula the course so far means nothing: its T or level may differ.
+        same = given is None or given.to_dict() == saved
+        return cls(
+            id=state["run"],
+            spent=Spending.from_dict(state["spent"]),
+            lost_device_hours=state.get("lost_device_hours", 0.0),
+            planned_batches=state["planned_batches"],
+            formula=given if given is not None or saved is None else Formula.from_dict(saved),
+            logged=dict(state["logged"]),
+            fingerprints=tuple(state.get("fingerprints", ())),
+            progress=Progress.from_dict(state) if same else Progress(),
+        )

@@ -1,0 +1,483 @@
+"""One run, without Lightning: what is counted, measured and scored of it, from five verbs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..curve.patience import Patience, Verdict
+from ..equation.formula import Formula
+from ..hardware.devices import find_devices
+from ..heldout.evaluation import Evaluation, HeldOut
+from ..model.sharded import counts_here, peers
+from ..record.record import Record
+from . import processes
+from .architecture import Architecture
+from .ledger import Ledger
+from .options import Options, expect
+from .own_measures import OwnMeasure, values_of
+from .plan import Plan
+from .scoring import score_run
+from .segment import Segment
+from .state import RunState
+
+
+class Tracker:
+    """Counts, measures and scores one run of any training loop; ``LScore`` is built on it.
+
+    The same numbers as those of the callback, in Lightning Fabric, plain PyTorch or under
+    ``torchrun``. Make it before the model is wrapped or sharded, on every process alike. Training
+    that lies in :meth:`training` counts; evaluation does not::
+
+        tracker = Tracker(model, planned_tokens=1e9, directory="runs/a")
+        for epoch in range(epochs):
+            with tracker.training():
+                for batch in train_batches:
+                    ...                      # the optimiser's step
+                    tracker.count(batch)
+            with tracker.evaluation() as held_out:
+                for batch in validation_batches:
+                    held_out.update(logits, labels)
+            record = tracker.score()
+        tracker.close()
+
+    Args:
+        model: whose parameters are counted, and whose structure tells FLOP per token.
+        formula: what L charges for what; see :class:`~lightning_lscore.LScore` for this and for
+            all arguments that are not named here. ``measures`` are functions without arguments.
+        planned_tokens: training tokens of the whole run over all processes, the reference of the
+            default formula and the horizon of forecasts. Default: no finite plan.
+        directory: where rank 0 keeps the record, ``lscore.jsonl``. Default: no record.
+        precision: of the matrix products, as the Trainer and Fabric name it, such as
+            ``"bf16-mixed"``: peaks are those of this precision.
+        warn: called with each warning, once. Default: :func:`warnings.warn` on rank 0.
+
+    Raises:
+        ValueError: for arguments that make no sense.
+        FileNotFoundError: if ``formula`` is a path that does not exist.
+
+    >>> tracker = Tracker(nn.Linear(4, 8), planned_tokens=64)
+    >>> with tracker.training():
+    ...     for _ in range(4):
+    ...         tracker.count(torch.zeros(2, 8, dtype=torch.int64))
+    >>> with tracker.evaluation() as held_out:
+    ...     held_out.update(torch.zeros(2, 8, 16), torch.zeros(2, 8, dtype=torch.int64))
+    >>> record = tracker.score()
+    >>> record.measurements.tokens, round(record.measurements.perplexity, 6), record.score.f_D
+    (64, 16.0, 1.0)
+    >>> tracker.close()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        formula: Formula | str | os.PathLike[str] | None = None,
+        *,
+        planned_tokens: float | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        count_tokens: Callable[[Any], int] | None = None,
+        count_bytes: Any = None,
+        measures: Mapping[str, OwnMeasure] | None = None,
+        price_per_device_hour: float | None = None,
+        carbon_intensity: float | None = None,
+        flops_per_token: float | Literal["count"] | None = None,
+        ignore_index: int = -100,
+        compile: bool = False,
+        sample_interval: float = 1.0,
+        precision: str = "32-true",
+        prefix: str = "",
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._options = Options(
+            formula=formula,
+            count_tokens=count_tokens,
+            count_bytes=count_bytes,
+            measures=measures or {},
+            price_per_device_hour=price_per_device_hour,
+            carbon_intensity=carbon_intensity,
+            flops_per_token=flops_per_token,
+            ignore_index=ignore_index,
+            compile=compile,
+            sample_interval=sample_interval,
+            prefix=prefix,
+        )
+        fits = planned_tokens is None or 0 < planned_tokens < math.inf
+        expect(fits, "planned_tokens", "a finite number > 0", planned_tokens)
+        self.plan = Plan(tokens=planned_tokens)
+        """How far the run is set to go; replace it when that changes."""
+        self.precision = precision
+        self.device: torch.device | None = None
+        """Where the sums lie, and what processes exchange. Default: the model's."""
+        self.last_record: Record | None = None
+        """The newest validation, None before."""
+        self._architecture = Architecture(model, flops_per_token)
+        self._state = RunState(formula=self._options.given_formula)
+        self._resumed = False
+        self._segment: Segment | None = None
+        self._held_out: list[HeldOut] = []
+        self._resume_after = False  # the evaluation
+        self._warn = warn or _warn_on_rank_0
+        self._warned: set[str] = set()
+        self._ledger = Ledger(prefix, self.warn_once)
+        self.directory = directory
+
+    @property
+    def directory(self) -> str | os.PathLike[str] | None:
+        """Where rank 0 keeps the record; None: there is none."""
+        return self._ledger.directory
+
+    @directory.setter
+    def directory(self, directory: str | os.PathLike[str] | None) -> None:
+        self._ledger.directory = directory
+
+    @property
+    def formula(self) -> Formula | None:
+        """What L is scored with; None until the first score makes it from the run's plan."""
+        return self._state.formula
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the newest score tells loggers, by key; empty before."""
+        return dict(self._state.logged)
+
+    @property
+    def batches(self) -> int:
+        """Micro-batches that this process has counted, and those before a resume."""
+        segment = self._segment
+        return self._state.spent.batches if segment is None else segment.batches
+
+    @property
+    def is_training(self) -> bool:
+        """Whether training has begun, and :meth:`close` has not ended it."""
+        return self._segment is not None
+
+    # ------------------------------------------------------------------ training
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Count time and devices inside of the ``with``. The first one is collective."""
+        self.start()
+        self.resume()
+        self.begin_step()
+        try:
+            yield
+        except BaseException:
+            self.pause(wait=False)  # a device that failed would raise again, or hang
+            raise
+        self.pause()
+
+    def start(
+        self,
+        model: nn.Module | None = None,
+        *,
+        device_mesh: Any = None,
+        batches_per_epoch: float = math.inf,
+        loaders: Any = None,
+    ) -> None:
+        """Begin to count, from what was restored; :meth:`training` does so by itself. Collective.
+
+        Args:
+            model: as the strategy has wrapped it. Default: that of the constructor.
+            device_mesh: of a strategy with tensor parallelism.
+            batches_per_epoch: of one process; infinite if the training set has no length.
+            loaders: the training loaders, where one batch holds those of several.
+        """
+        if self._segment is not None:
+            return
+        model = model or self._architecture.model
+        if model is None:
+            raise RuntimeError("expected an open Tracker, got one after close(); make another.")
+        self._architecture.model = model
+        self.device = self.device or _device_of(model)
+        state, options = self._state, self._options
+        if self._resumed:
+            self._ledger.count_lost(state)
+        if state.planned_batches is None and state.formula is None:
+            state.planned_batches = self.plan.batches
+        devices = find_devices(
+            model,
+            self.device,
+            self.precision,
+            rank=processes.rank(),
+            gather=processes.gather_objects,
+            interval=options.sample_interval,
+        )
+        # After an earlier fit processes may differ in what they think the others spent; L must not.
+        # And rank 0 alone reads what was lost.
+        state.spent, state.lost_device_hours = processes.gather_objects(
+            (state.spent, state.lost_device_hours)
+        )[0]
+        self._segment = Segment(
+            devices,
+            before=state.spent,
+            ranks=processes.world_size() // peers(device_mesh),
+            counts=counts_here(device_mesh, None),
+            batches_per_epoch=batches_per_epoch,
+            flops=self._architecture.flops,
+            counts_flops=options.flops_per_token == "count",
+            count_tokens=options.count_tokens,
+            loaders=loaders,
+            price_per_device_hour=options.price_per_device_hour,
+            carbon_intensity=options.carbon_intensity,
+        )
+
+    def resume(self) -> None:
+        """Let time count from now on; without effect while it does."""
+        if self._segment is not None:
+            self._segment.resume()
+
+    def pause(self, *, wait: bool = True) -> None:
+        """Let time stand still; without effect while it does.
+
+        Args:
+            wait: whether to wait for the GPU first, whose queued steps are training.
+        """
+        if self._segment is not None:
+            self._segment.pause(wait=wait)
+
+    def begin_step(self) -> None:
+        """Tell that the next step begins: the first one's FLOP are counted, if asked for."""
+        if self._segment is not None:
+            self._segment.begin_step()
+
+    def count(self, batch: Any = None, *, tokens: int | None = None) -> None:
+        """Count a batch that the model was trained on, on this process.
+
+        Args:
+            batch: its tokens are found as ``LScore`` finds them, without what an
+                ``attention_mask`` shows to be padding.
+            tokens: how many there are, in place of the batch.
+
+        Raises:
+            RuntimeError: before the first :meth:`training`.
+        """
+        if self._segment is None:
+            raise RuntimeError(
+                "expected count() after training has begun, got it before; put the loop into "
+                "`with tracker.training():`."
+            )
+        self._segment.count(batch, tokens)
+
+    # ------------------------------------------------------------------ evaluation
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[HeldOut]:
+        """Measure the held-out set inside of the ``with``; time stands still meanwhile.
+
+        Yields:
+            the sums of this process: ``update(logits, labels)`` takes logits [..., V] and labels
+            [...] that are aligned with them, so label t is what logits t predict.
+        """
+        (held_out,) = self.start_evaluation()
+        try:
+            yield held_out
+        except BaseException:
+            self._held_out = []
+            raise
+        finally:
+            self.end_evaluation()
+
+    def start_evaluation(self, loaders: int = 1) -> list[HeldOut]:
+        """Begin an evaluation of so many sets, each with sums of its own."""
+        segment, options = self._segment, self._options
+        self._resume_after = segment is not None and segment.runs
+        self.pause()
+        device = self.device or _device_of(self._architecture.model)
+        self._held_out = [
+            HeldOut(options.ignore_index, device, options.bytes_counter, options.compile)
+            for _ in range(loaders)
+        ]
+        return list(self._held_out)
+
+    def end_evaluation(self) -> None:
+        """Let training go on, if it did before the evaluation."""
+        if self._resume_after:
+            self.resume()
+
+    def evaluate(self, source: str = "given by the loop") -> tuple[dict[str, float], int]:
+        """Sum the newest evaluation over all processes, without a score. Collective.
+
+        Args:
+            source: how logits and labels were found, in words.
+
+        Returns:
+            What loggers get, by key, and the number of tokens that were counted.
+        """
+        evaluation, _ = self._exchange(source)
+        if evaluation is None:
+            raise RuntimeError("expected an evaluation first, got none; see evaluation().")
+        values = {"perplexity": evaluation.perplexity, **_each_loader(evaluation)}
+        values["lscore/validation_tokens"] = float(evaluation.total_tokens)
+        prefix = self._options.prefix
+        return {prefix + key: value for key, value in values.items()}, evaluation.total_tokens
+
+    # ------------------------------------------------------------------ the score
+
+    def score(
+        self,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        source: str = "given by the loop",
+    ) -> Record:
+        """Score the run as it stands, with the newest evaluation, and add it to the record.
+
+        Collective: the one exchange between processes. Without an evaluation since the last score
+        the record has what was spent, and no L.
+
+        Args:
+            step: optimiser steps so far. Default: the batches counted.
+            epoch: Default: that of the batches counted.
+            source: how logits and labels were found, in words.
+        """
+        segment = self._segment
+        if segment is None:
+            raise RuntimeError("expected score() after training has begun; see training().")
+        running = segment.runs
+        self.pause()
+        evaluation, own = self._exchange(source)
+        record = self.last_record = score_run(
+            self._state,
+            segment,
+            evaluation,
+            self._architecture.parameters,
+            self.plan,
+            own=own,
+            step=step,
+            epoch=epoch,
+        )
+        self._note_the_set(evaluation)
+        values = record.logged_values() | _each_loader(evaluation)
+        self._state.logged = {self._options.prefix + key: float(v) for key, v in values.items()}
+        if record.score.L is None:
+            self.warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
+        for message in segment.devices.sampler.messages():
+            self.warn_once(message)
+        self._ledger.write(record)
+        if running:
+            self.resume()
+        return record
+
+    def judge(self, patience: Patience, *, armed: bool = True) -> Verdict | None:
+        """Tell ``patience`` of the newest score; call it once for each.
+
+        Args:
+            patience: the rule by which the run is given up.
+            armed: whether it may be given up now.
+
+        Returns:
+            The verdict; None where the score has no L.
+        """
+        record, formula = self.last_record, self.formula
+        if record is None or formula is None:
+            return None
+        measured, planned = record.measurements, self.plan.batches_in_all(self._state.spent)
+        ln_T, ln_f = formula.ln_T(measured), formula.ln_price(measured)
+        if ln_T is None or ln_f is None:
+            return None
+        spent: float = record.batch
+        at_end = formula.ln_price(measured, planned / spent) if planned and spent else None
+        if patience.ratio is not None:
+            spent = measured.get(formula.spending_measure(measured)) or spent
+        return patience.update(
+            ln_T=ln_T, ln_f=ln_f, spent=spent, planned=planned, ln_f_at_end=at_end, armed=armed
+        )
+
+    def _exchange(self, source: str) -> tuple[Evaluation | None, dict[str, float]]:
+        """Sum the evaluation, and in training the spending, over all processes."""
+        segment, held_out = self._segment, {f"set {i}": h for i, h in enumerate(self._held_out)}
+        self._held_out = []
+        own, mine = {}, None
+        said = {name: h.numbers() for name, h in held_out.items()}
+        if segment is not None:
+            own, mine = values_of(self._options.measures), segment.spending()
+            said |= {"own": [*own.values()], "spent": segment.numbers(mine)}
+        everyone = processes.exchange(said, self.device or torch.device("cpu"))
+        if segment is not None and mine is not None:
+            self._state.spent = segment.settle(mine, [one["spent"] for one in everyone])
+            own = dict(zip(own, everyone[0]["own"], strict=True))
+        if not held_out:
+            return None, own
+        evaluation = Evaluation.over_ranks(
+            [[one[name] for name in held_out] for one in everyone],
+            source,
+            with_bytes=self._options.count_bytes is not None,
+        )
+        return evaluation, own
+
+    def _note_the_set(self, evaluation: Evaluation | None) -> None:
+        if evaluation is None:
+            return
+        before, self._state.fingerprints = self._state.fingerprints, evaluation.fingerprints
+        if before not in ((), evaluation.fingerprints):
+            self.warn_once(
+                "counted other held-out tokens than at the validation before, so the two L do not "
+                "compare. Evaluate on the same part of the same set each time: without shuffling, "
+                "and with the same limit_val_batches."
+            )
+
+    # ------------------------------------------------------------------ the checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's memory up to this moment, in plain values. Not collective."""
+        segment = self._segment
+        return self._state.to_dict(self._state.spent if segment is None else segment.total())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run of a checkpoint. Call it before training begins.
+
+        Raises:
+            ValueError: if the state is of another schema or incomplete, or its formula holds a
+                function and none was given.
+        """
+        if self._segment is not None:
+            raise RuntimeError("expected load_state_dict() before training has begun.")
+        given = self._options.given_formula
+        self._state, self._resumed = RunState.from_dict(state, given), True
+        if given is not None and state["formula"] not in (None, given.to_dict()):
+            self.warn_once(
+                "was given another formula than the one in the checkpoint, and uses the one given. "
+                "L before and after do not compare."
+            )
+
+    def close(self) -> None:
+        """End the run on this process, and let go of the model; waits for no other process.
+
+        The thread that reads the hardware ends. What was counted stays.
+        """
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.stop()
+            # A GPU that failed cannot be asked for its last counts, and raises again.
+            with contextlib.suppress(RuntimeError):
+                self._state.spent = segment.total()
+        self._held_out, self._architecture.model = [], None
+
+    def warn_once(self, message: str) -> None:
+        """Warn, but not again of the same."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self._warn(f"LScore {message}")
+
+
+def _each_loader(evaluation: Evaluation | None) -> dict[str, float]:
+    """The perplexity of each validation loader by key, where there are several."""
+    each = () if evaluation is None else evaluation.perplexities
+    return {f"perplexity/dataloader_idx_{i}": T for i, T in enumerate(each) if len(each) > 1}
+
+
+def _device_of(model: nn.Module | None) -> torch.device:
+    parameters = () if model is None else model.parameters()
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def _warn_on_rank_0(message: str) -> None:
+    if processes.rank() == 0:
+        warnings.warn(message, stacklevel=4)
