@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
-from .factor import AnyFactor, Factor
+from .any_factor import AnyFactor
+from .factor import Factor
 from .measurements import Measurements
 
 

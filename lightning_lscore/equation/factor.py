@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from .measurements import Measurements
 from .measures import MEASURES, check_measure
@@ -172,7 +170,3 @@ class Factor:
         if self.weight == 0:
             return ()
         return (self.measure,) if self.idle_price == 1 else (self.measure, "busy_fraction")
-
-
-AnyFactor: TypeAlias = Factor | float | Callable[[Measurements], float]
-"""A :class:`Factor`, a constant > 0, or a function of the measurements to a number > 0."""

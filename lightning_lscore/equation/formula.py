@@ -7,19 +7,19 @@ turns :class:`Measurements` into a :class:`Score`. All of them are pure and froz
 from __future__ import annotations
 
 import math
-import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import formula_json
+from .any_factor import AnyFactor, checked_factor, f_of, ln_f_of
 from .baseline import Baseline, charge_nothing_at, open_baseline
-from .factor import DEFAULT_WEIGHT, AnyFactor, Factor
+from .factor import DEFAULT_WEIGHT, Factor
 from .law import compute_optimal_tokens, frontier_elasticity, planned_capacity_flops
 from .measurements import Measurements
 from .measures import NOMINAL_BYTES
-from .safe_numbers import positive, short
+from .safe_numbers import short
 from .score import Score
 
 _PERPLEXITIES = ("perplexity", "nominal_perplexity")
@@ -64,13 +64,7 @@ class Formula:
             expected = " or ".join(map(repr, _PERPLEXITIES))
             raise ValueError(f"Formula.T: expected {expected}, got {short(self.T)}.")
         for letter, factor in self._letters.items():
-            if isinstance(factor, numbers.Real):
-                object.__setattr__(self, letter, positive(factor, f"Formula.{letter}"))
-            elif not callable(factor):
-                raise ValueError(
-                    f"Formula.{letter}: expected a Factor, a number > 0 or a function of the "
-                    f"measurements, got {short(factor)}."
-                )
+            object.__setattr__(self, letter, checked_factor(letter, factor))
         levels = {f.level for f in self._factors if f.level is not None}
         if len(levels) > 1:
             raise ValueError(f"Formula: expected one level of perplexity, got {sorted(levels)}.")
@@ -91,9 +85,9 @@ class Formula:
             missing += factor.missing(measurements)
         return Score(
             perplexity=T,
-            f_D=self._f("D", measurements),
-            f_A=self._f("A", measurements),
-            f_H=self._f("H", measurements),
+            f_D=f_of("D", self.D, measurements),
+            f_A=f_of("A", self.A, measurements),
+            f_H=f_of("H", self.H, measurements),
             missing=tuple(dict.fromkeys(missing)),
         )
 
@@ -103,7 +97,8 @@ class Formula:
         They are finite even where T is beyond a float; -inf where a factor is 0.
         """
         return {"T": self.ln_T(measurements)} | {
-            letter: self._ln_f(letter, measurements) for letter in "DAH"
+            letter: ln_f_of(letter, factor, measurements)
+            for letter, factor in self._letters.items()
         }
 
     def ln_price(self, measurements: Measurements, growth: float = 1.0) -> float | None:
@@ -138,21 +133,6 @@ class Formula:
             return measurements.nll
         bits = measurements.bits_per_byte
         return None if bits is None else NOMINAL_BYTES * math.log(2) * bits
-
-    def _f(self, letter: str, measurements: Measurements) -> float | None:
-        factor = self._letters[letter]
-        if isinstance(factor, Factor):
-            return factor(measurements)
-        if isinstance(factor, float):
-            return factor
-        return positive(factor(measurements), f"the function given as Formula.{letter}")
-
-    def _ln_f(self, letter: str, measurements: Measurements) -> float | None:
-        factor = self._letters[letter]
-        if isinstance(factor, Factor):
-            return factor.ln(measurements)
-        value = self._f(letter, measurements)
-        return None if value is None else math.log(value)
 
     # ------------------------------------------------------------------ what it charges for
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .factor import AnyFactor, Factor
+from .any_factor import AnyFactor
+from .factor import Factor
 from .safe_numbers import short
 
 SCHEMA = 1

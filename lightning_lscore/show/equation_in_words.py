@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..equation.factor import TRAINING_TIME, AnyFactor, Factor
+from ..equation.any_factor import AnyFactor
+from ..equation.factor import TRAINING_TIME, Factor
 from ..equation.formula import Formula
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
