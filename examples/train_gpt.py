@@ -1,8 +1,8 @@
-"""Trains a small byte-level language model and stops when more spending no longer buys enough.
+"""Train a small byte-level language model and stop when more spending no longer buys enough.
 
-A GPT of about 0.9M parameters reads the source of Python's own standard library, which every
-machine with Python has. LScore charges for tokens and machine time by a stated budget, so that L
-turns upwards while perplexity still falls: that is where the run ends.
+A GPT of about 0.9M parameters learns the source of Python's own standard library, which every
+machine with Python has. LScore charges for tokens and machine time by a stated budget. L therefore
+rises while perplexity still falls, and there the run ends.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CONTEXT = 256  # bytes
 BATCH = 8  # sequences
 PATIENCE = 6  # validations without a lower L before the run ends
 
-# What the run may cost. At this spending L is the perplexity; beyond it L is more. The weights of D
-# and H say that twice the tokens and the time must buy 1 - 2^-(0.4 + 0.15) = 32 % lower perplexity.
+# What the run may cost. At this spending L is the perplexity; beyond it L is higher. By the weights
+# of D and H, twice the tokens and the time must buy 1 - 2^-(0.4 + 0.15) = 32 % lower perplexity.
 BUDGET = Formula(
     D=Factor("tokens", reference=800_000, weight=0.4),
     A=Factor("trainable_parameters", reference=1_000_000, weight=0.1),
@@ -71,7 +71,7 @@ class GPT(lightning.LightningModule):
 
 
 def read_files(text: Path | None) -> list[bytes]:
-    """The corpus, one piece a file: a file or folder of text, or the standard library's source."""
+    """Return the files of the corpus: of a file or folder, or of the standard library's source."""
     if text is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         skip = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
@@ -81,13 +81,13 @@ def read_files(text: Path | None) -> list[bytes]:
     else:
         paths = [text]
     files = [data for p in sorted(paths) if (data := p.read_bytes())]
-    if len(files) == 1:  # one file: the split is made between its paragraphs
+    if len(files) == 1:  # one file: split it into its paragraphs
         files = [part for part in files[0].split(b"\n\n") if part]
     return files
 
 
 def make_set(files: list[bytes]) -> TensorDataset:
-    """Sequences of CONTEXT bytes."""
+    """Return sequences of CONTEXT bytes."""
     data = torch.frombuffer(bytearray(b"\n".join(files)), dtype=torch.uint8)
     rows = data[: len(data) // CONTEXT * CONTEXT].view(-1, CONTEXT)
     return TensorDataset(rows)
@@ -99,7 +99,7 @@ def collate(samples: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
-    """Training and validation loaders; no file is in both."""
+    """Return training and validation loaders; no file is in both."""
     files = read_files(text)
     random.Random(seed).shuffle(files)
     held_out = max(1, len(files) // 10)
@@ -123,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--text", type=Path, help="file or folder to learn (default: the standard library's source)"
     )
-    add("--max-steps", type=int, default=1000, help="end at the latest (default: %(default)s)")
+    add("--max-steps", type=int, default=1000, help="limit of the run (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, split and order (default: %(default)s)")
     add("--accelerator", default="cpu", help="cpu, gpu, auto, ... (default: %(default)s)")
     add("--devices", type=int, default=1, help="how many of them (default: %(default)s)")
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    # Worker processes would not make reading bytes from memory faster; the other is Lightning's.
+    # Worker processes would not speed up reading from memory; the other warning is Lightning's.
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.* is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     lightning.seed_everything(arguments.seed, verbose=False)

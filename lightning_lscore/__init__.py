@@ -25,8 +25,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .equation.formula import Factor, Formula, Score
+from .equation.factor import Factor
+from .equation.formula import Formula
 from .equation.measurements import Measurements
+from .equation.score import Score
 from .record.file import read_records
 from .record.record import Record
 

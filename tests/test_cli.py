@@ -10,7 +10,8 @@ import pytest
 
 from lightning_lscore.cli import main
 from lightning_lscore.equation.evidence import EvaluationSet
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Unpredictable
 from lightning_lscore.record.file import RECORD_FILE, append_record

@@ -1,1 +1,1 @@
-"""What a curve says: when to stop, where L ends, what more would buy. Read ``patience`` first."""
+"""What a curve shows: when to stop, where L ends, what more would buy. Read ``patience`` first."""

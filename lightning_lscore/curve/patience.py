@@ -1,20 +1,24 @@
-"""When to stop: the rule by which a run is given up, in money instead of validations.
+"""When to stop: a rule that counts money instead of validations.
 
-:class:`Patience` is pure and holds plain numbers only; it knows no torch and no Trainer. It is told
-the two parts of ln L at each validation, perplexity and price (``Formula.ln_price``), and how much
-of the plan is spent; whoever asks obeys the :class:`Verdict`.
+:class:`Patience` is pure and holds plain numbers only. At each validation it takes the two parts of
+ln L, perplexity and price (``Formula.ln_price``), and how much of the plan is spent, and returns a
+:class:`Verdict`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from .verdict import Verdict, reason_of
+
+__all__ = ["NOISE_WINDOW", "Patience", "Verdict"]
+
 NOISE_WINDOW = 20
-"""Second differences of ln T that the noise is estimated from: enough for a steady median, few
+"""How many second differences of ln T the noise is estimated from: enough for a steady median, few
 enough to follow a curve whose noise shrinks while the learning rate decays."""
 
 _SIGMA = 0.6745 * math.sqrt(6)
@@ -22,31 +26,8 @@ _SIGMA = 0.6745 * math.sqrt(6)
 difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a validation did to the patience. Prices and patience in nats (0.01 = 1 % of L)."""
-
-    stop: bool
-    improved: bool
-    """Whether this validation has the lowest L so far."""
-    paid: float
-    """By how much the price ln f has risen since the best L."""
-    waited: float
-    """The same; with a ratio, by how much ln spending has."""
-    patience: float
-    """How much of that is accepted at this noise."""
-    outlook: float | None
-    """By how much the rest of the plan may lower L below its best, at most; None while unknown."""
-    validations: int
-    """How many validations in a row brought no improvement."""
-    noise: float
-    """Standard deviation of ln T from one validation to the next; 0 before three validations."""
-    reason: str
-    """The verdict as a sentence."""
-
-
 class Patience:
-    """Stops when the price has risen by more than the patience, or when the rest cannot pay.
+    """Stop when the price has risen by more than the patience, or when the rest cannot pay.
 
     With ln L = ln T + ln f, the perplexity and its price, and "best" the validation of lowest L,
     it stops after at least ``validations`` validations without improvement, if either ::
@@ -56,45 +37,45 @@ class Patience:
         [ln T(then) - ln T(now)] - [ln f(end) - ln f(now)] - [ln L(now) - ln L(best)]
                                                        + luck < tolerance   (the rest is hopeless)
 
-    where ``end`` is the end of the plan, ``then`` the moment since which as much was spent as the
-    plan has left, spent(then) = 2 · spent(now) - planned, and ::
+    where ``end`` is the end of the plan, ``then`` is as far behind as the end is ahead,
+    spent(then) = 2 · spent(now) - planned, and ::
 
         luck = certainty · s · (1 + 2/n)
         s    = median |ln T(i) - 2 ln T(i-1) + ln T(i-2)| / (0.6745 · √6)   over the last n <= 20
 
     *Patience.* The left side is what was paid since the best, in the currency of L: if T stands
-    still, L is now that much worse. Being a difference of prices and no ratio of spendings it needs
-    no special case for a run that starts from a trained model, where the spending at the best L may
-    be 0, and it means the same for every weight, measure and unit. Where time is free (all
+    still, L is now that much worse. It is a difference of prices, not a ratio of spendings. A run
+    that starts from a trained model, whose spending at the best L may be 0, is thus no special
+    case, and the rule means the same for every weight, measure and unit. If time is free (all
     weights 0) the price never rises.
 
     *Outlook.* Losses fall ever slower, so the rest of the plan buys no more than the last stretch
-    of the same length did; that, less what the rest costs and what L has already lost, bounds what
-    can still be won. It is unknown until half of the plan is spent, or without a plan.
+    of the same length did. That, less what the rest costs and what L has already lost, bounds what
+    can still be won. The outlook is unknown until half of the plan is spent, or without a plan.
 
-    *Tolerance* is the price that one is willing to pay, or the gain that one is willing to leave:
-    half of the 1 % of L within which a run is to end. *Luck* waits out noise: the best L is a lucky
-    reading, about two standard deviations below the curve, and one that fails to beat it may lie as
-    far above; within ``certainty`` = 4 of them "no improvement" proves nothing. s is the scatter of
-    the run's own validations; 1 + 2/n allows for a median of few.
+    *Tolerance* is the price that you are willing to pay, or the gain that you are willing to leave:
+    half of the 1 % of L within which a run should end. *Luck* waits out noise: the best L is a
+    lucky reading, about two standard deviations below the curve, and one that fails to beat it may
+    lie as far above. Within ``certainty`` = 4 of them "no improvement" proves nothing. s is the
+    scatter of the run's own validations; 1 + 2/n allows for a median of few.
 
-    What it cannot know is the future of the learning rate: decay brings its loss late, and a
-    plateau before it looks like the end. Pass ``armed=False`` as long as a decay is to come.
+    The rule cannot know the future of the learning rate: a decay lowers the loss late, and a
+    plateau before it looks like the end. Pass ``armed=False`` while a decay is still to come.
 
-    *Ratio.* Instead of all this the rule may be a plain one: it stops once ``ratio`` more has been
-    spent than at the best L. On public training runs that gives up too early where the spending
-    at the best L was small, as it is when a run starts from a trained model.
+    *Ratio.* A plain rule instead: stop once ``ratio`` more has been spent than at the best L. On
+    public training runs this gives up too early if the spending at the best L was small, as it is
+    when a run starts from a trained model.
 
     Args:
         tolerance: in nats, > 0. 0.005: 0.5 % of L.
         certainty: how many standard deviations of noise to wait out, >= 0.
-        validations: least number of validations without improvement, >= 1. 2, so that one
-            odd validation decides nothing.
+        validations: least number of validations without improvement, >= 1. With 2, one odd
+            validation decides nothing.
         ratio: > 0; 0.25: stop when 25 % more has been spent since the best L, whatever it cost.
-            ``tolerance`` and ``certainty`` are then without meaning. None: the rule above.
+            ``tolerance`` and ``certainty`` then have no effect. None: the rule above.
 
     Raises:
-        ValueError: for arguments out of these ranges.
+        ValueError: for arguments outside these ranges.
 
     >>> patience = Patience(certainty=0)
     >>> for ln_T, ln_f in [(3.00, -0.020), (2.95, -0.010), (2.95, -0.006), (2.95, -0.004)]:
@@ -126,7 +107,7 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every validation: what comes now is another run, or under another formula."""
+        """Forget every validation, for another run or another formula."""
         self.best_ln_L = math.inf
         """Lowest ln L so far, infinite before the first finite one."""
         self._ln_f_at_best: float | None = None
@@ -145,47 +126,39 @@ class Patience:
         ln_f_at_end: float | None = None,
         armed: bool = True,
     ) -> Verdict:
-        """Takes in one validation.
+        """Take in one validation and return the verdict.
 
         Args:
             ln_T: ln perplexity, the held-out loss in nats a token. NaN and infinity count as
                 no improvement.
             ln_f: ln of the product of all factors, ln f(D) + ln f(A) + ln f(H).
-            spent: since the start of the run, tokens for instance. This, ``planned`` and
-                ``ln_f_at_end`` are for the outlook; without them only the patience counts. With
-                ``ratio`` it is what that is a ratio of.
-            planned: what will be spent at the end of the plan, in the unit of ``spent``.
+            spent: spending since the start of the run, in tokens for instance. ``spent``,
+                ``planned`` and ``ln_f_at_end`` give the outlook; without them only the patience
+                counts. With ``ratio``, the ratio is of ``spent``.
+            planned: spending at the end of the plan, in the unit of ``spent``.
             ln_f_at_end: ln f at the end of the plan, see :meth:`Formula.ln_price`.
-            armed: whether the run may be stopped now. False while the learning rate is still to
-                decay; what happens meanwhile is remembered all the same.
+            armed: whether the run may stop now. False while the learning rate is still to decay;
+                the validation counts all the same.
 
         Raises:
             ValueError: if ``ln_f`` is NaN or +infinity (-infinity is the price of having spent
                 nothing under a plain power, c = 0), or ``spent`` is missing for a ``ratio``.
         """
         if self.ratio is not None and spent is None:
-            raise ValueError("spent: expected a number, of which to take the ratio, got None.")
+            raise ValueError("spent: expected a number to take the ratio of, got None.")
         if math.isnan(ln_f) or ln_f == math.inf:
-            raise ValueError(f"ln_f: expected a number, got {ln_f!r}: a factor went wrong.")
+            raise ValueError(f"ln_f: expected a number, got {ln_f!r}; check the formula's factors.")
         ln_L = ln_T + ln_f
-        improved = ln_L < self.best_ln_L
-        if improved:
-            self.best_ln_L = float(ln_L)
-            self._since_best = 0
-        else:
-            self._since_best += 1
-        if improved or self._ln_f_at_best is None:  # nothing finite yet: wait from the first on
-            self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
-        best = self._ln_f_at_best
-        assert best is not None
-        waited = paid = 0.0 if ln_f == best else ln_f - best  # -inf - -inf is NaN
-
+        improved = self._keep_best(ln_L, ln_f, spent)
+        assert self._ln_f_at_best is not None
+        # -inf - -inf is NaN
+        paid = 0.0 if ln_f == self._ln_f_at_best else ln_f - self._ln_f_at_best
         if math.isfinite(ln_T):
             self._recent = [*self._recent[-NOISE_WINDOW - 1 :], float(ln_T)]
         noise, n = self._noise()
         luck = self.certainty * noise * (1 + 2 / max(n, 1))
-        patience = self.tolerance + luck
-        outlook = None
+
+        waited, patience, outlook = paid, self.tolerance + luck, None
         if self.ratio is not None:
             assert spent is not None
             waited, patience = _ln_ratio(spent, self._spent_at_best), math.log1p(self.ratio)
@@ -210,16 +183,30 @@ class Patience:
             reason="",
         )
         what = "price" if self.ratio is None else "spending"
-        return replace(verdict, reason=_reason(verdict, impatient, hopeless, armed, what))
+        return replace(verdict, reason=reason_of(verdict, impatient, hopeless, armed, what))
+
+    def _keep_best(self, ln_L: float, ln_f: float, spent: float | None) -> bool:
+        """Keep this validation as the best if it is; return whether it is."""
+        improved = ln_L < self.best_ln_L
+        if improved:
+            self.best_ln_L = float(ln_L)
+            self._since_best = 0
+        else:
+            self._since_best += 1
+        # Without a finite L so far, waiting starts at the first validation.
+        if improved or self._ln_f_at_best is None:
+            self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
+        return improved
 
     def _noise(self) -> tuple[float, int]:
+        """Return the scatter s, and from how many second differences it was estimated."""
         x = self._recent
         second = [abs(a - 2 * b + c) for a, b, c in zip(x, x[1:], x[2:], strict=False)]
         return (median(second) / _SIGMA if second else 0.0), len(second)
 
     def _bought(self, spent: float, planned: float, ln_T: float) -> float | None:
-        """By how much ln T fell over a stretch as long as the one that is left."""
-        past = [p for p in self._history if p[0] < spent]  # a counter that fell began anew
+        """Return by how much ln T fell over a stretch as long as the one that is left."""
+        past = [p for p in self._history if p[0] < spent]  # a counter that fell has started again
         then = 2 * spent - planned
         while len(past) > 1 and past[1][0] <= then:
             past.pop(0)
@@ -230,7 +217,7 @@ class Patience:
         return before + (after - before) * (then - a) / (b - a) - ln_T
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in plain numbers, for a checkpoint. The arguments are not part of it."""
+        """Return the state in plain numbers, for a checkpoint; the arguments are not part of it."""
         return {
             "lscore_patience": 1,
             "best_ln_L": self.best_ln_L,
@@ -242,7 +229,7 @@ class Patience:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`.
+        """Restore the state that :meth:`state_dict` returned.
 
         Raises:
             ValueError: if ``state`` is not such a dictionary.
@@ -263,30 +250,7 @@ class Patience:
 
 
 def _ln_ratio(now: float, before: float | None) -> float:
+    """Return ln(now / before), infinity if nothing was spent before."""
     if now == before or not now or before is None:
         return 0.0
     return math.log(now / before) if before else math.inf
-
-
-def _reason(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
-    if verdict.improved:
-        return "The lowest L so far."
-    count = verdict.validations
-    text = f"No better L in {count} validation{'s' * (count != 1)}"
-    if hopeless and verdict.outlook is not None:
-        gain = max(0.0, 100 * -math.expm1(-verdict.outlook))
-        text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
-    if impatient or not hopeless:
-        text += (
-            f", while the {what} rose by {_percent(verdict.waited)} of "
-            f"{_percent(verdict.patience)} accepted"
-        )
-    if not (impatient or hopeless):
-        return f"{text}."
-    if not armed:
-        return f"{text}; the learning rate is still changing, so the run goes on."
-    return f"{text}: more spending does not pay."
-
-
-def _percent(nats: float) -> str:
-    return f"{100 * math.expm1(min(nats, 700.0)):.2f} %"

@@ -1,1 +1,1 @@
-"""L = perplexity(T) · f(D) · f(A) · f(H), pure and without torch. Read ``formula`` first."""
+"""The equation L = perplexity(T) · f(D) · f(A) · f(H), stdlib only. Read ``formula`` first."""

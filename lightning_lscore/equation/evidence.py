@@ -1,6 +1,6 @@
-"""What a score rests on beside its measurements: the held-out set, and the devices.
+"""What a score rests on besides its measurements: the held-out set and the devices.
 
-Frozen nouns that the parts hand to the record: plain numbers and text, without torch.
+The parts hand these frozen objects to the record: plain numbers and text, without torch.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """What T was measured on, over all processes; one entry for each validation loader."""
+    """What T was measured on, over all processes; each tuple has an entry per validation loader."""
 
     tokens: tuple[int, ...]
-    """Counted tokens."""
+    """Tokens that were counted."""
     perplexities: tuple[float, ...]
     source: str
     """How logits and labels were found."""
     bytes: tuple[int, ...] | None = None
-    """Of the counted tokens; None where they were not counted."""
+    """Bytes of the counted tokens; None if bytes were not counted."""
     fingerprints: tuple[str, ...] = ()
-    """Equal where the same sequences of tokens were counted."""
+    """Equal if the same sequences of tokens were counted."""
     longest: tuple[int, ...] = ()
-    """Most counted tokens in one sequence."""
+    """Counted tokens of the longest sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,18 @@ class OccupiedDevice:
     name: str
     """As its vendor reports it."""
     kind: str
-    """``cuda``, ``cpu``, ... as in ``torch.device.type``."""
+    """The ``torch.device.type``: ``cuda``, ``cpu``, ..."""
     dtype: str
-    """Of the run's matrix products."""
+    """Precision of the run's matrix products."""
     peak_flops: float | None
-    """Dense peak in that dtype, in FLOP/s; None if it is not known."""
+    """Dense peak in that dtype, in FLOP/s; None if unknown."""
     peak_source: str
-    """The document that states it, how it was measured, or why there is none."""
+    """The document that states the peak, how it was measured, or why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceUse:
-    """What one device did in training since the run began; None where it was not measured.
+    """What one device did in training since the run began; None if not measured.
 
     Fields are named as in ``Measurements``, with the same units.
     """

@@ -1,4 +1,4 @@
-"""The spending at which a stated perplexity was first reached: what it took to get there."""
+"""The spending that it took to first reach a stated perplexity."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from .measurements import Measurements
 def first_reached(
     before: Mapping[str, float], now: Mapping[str, float], ln_level: float
 ) -> dict[str, float]:
-    """What had been spent when ln T fell to ``ln_level``, by measure; empty if it has not yet.
+    """Return the spending when ln T fell to ``ln_level``, by measure; empty if it has not yet.
 
-    Between two validations ln T is taken to fall in a straight line over what is spent. Real curves
-    bend below it, so this errs on the side of more, by less than the distance of two validations.
-    At a run's first validation it is what had been spent by then: the level was reached at most
-    there.
+    Between two validations ln T is taken as linear in the spending. Real curves bend below the
+    line, so the result is too high, by less than the distance of two validations. At a run's first
+    validation it is the spending so far, an upper bound.
 
     Args:
         before: ``ln_T`` and the spending at the validation before, empty if there was none.
@@ -42,13 +41,13 @@ def first_reached(
 def with_level(
     measurements: Measurements, level: float, reached: Mapping[str, float], how: str
 ) -> Measurements:
-    """The measurements with those ``..._to_level``, or why they are missing.
+    """Return the measurements with those ``..._to_level``, or with why these are missing.
 
     Args:
         measurements: of one validation.
-        level: the perplexity that was waited for.
+        level: the perplexity to be reached.
         reached: see :func:`first_reached`.
-        how: provenance of these, where the level is reached.
+        how: provenance of these, once the level is reached.
     """
     if not reached:
         how = f"unavailable: a perplexity of {level:g} is not reached yet"

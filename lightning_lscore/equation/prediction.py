@@ -1,4 +1,4 @@
-"""The best L that a run may still reach, or why none is foretold."""
+"""The best L that a run may still reach, or why there is no forecast."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Prediction:
     best_L_low: float
     best_L_high: float
     growth: float
-    """Expected spending at that L, as a multiple of what is spent now; 1 or less: it is behind."""
+    """Expected spending at that L, as a multiple of what is spent now; <= 1: already passed."""
     growth_low: float
     growth_high: float
     horizon: float
-    """How far ahead was looked, as a multiple of what is spent now: to the end of the plan."""
+    """How far the forecast looks, as a multiple of what is spent now: to the end of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpredictable:
-    """No prediction, and why."""
+    """Why there is no prediction."""
 
     reason: str
     """A sentence."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..equation.measurements import MEASURES
+from ..equation.measures import MEASURES
 from .devices import compute_dtype
 from .gauges import GIB
 from .measured_peak import measured_peak

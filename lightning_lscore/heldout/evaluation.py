@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..equation.evidence import EvaluationSet
-from ..equation.measurements import exp
+from ..equation.safe_numbers import exp
 from .fingerprint import BITS
 
 

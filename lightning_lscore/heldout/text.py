@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..equation.measurements import exp
+from ..equation.safe_numbers import exp
 from .nll import token_nll
 
 __all__ = ["TextEvaluation", "evaluate_text"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..equation.measurements import as_number
+from ..equation.safe_numbers import as_number
 from .parameters import sizes
 
 # FLOP per parameter and token (Kaplan et al. 2020, section 2.1): 2 forward, 2 that pass the

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import IO, Any
 
+from ..equation.baseline import register_reader
 from . import schema1
 from .lines import SCHEMA, Context, lines_of
 from .record import Record
@@ -144,6 +145,9 @@ def read_run(path: str | os.PathLike[str]) -> list[Record]:
     if not records:
         raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
     return [r for r in records if r.run == records[-1].run]
+
+
+register_reader(read_run)  # for Formula.from_record(path)
 
 
 def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:

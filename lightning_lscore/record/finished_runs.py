@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..equation.formula import Formula
-from ..equation.measurements import as_number
+from ..equation.safe_numbers import as_number
 from .comparable import why_other_set
 from .file import read_records
 from .record import Record

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
-from ..equation.formula import Score
-from ..equation.measurements import Measurements, as_number, exp, short
+from ..equation.measurements import Measurements
 from ..equation.prediction import Prediction, Unpredictable
+from ..equation.safe_numbers import as_number, exp, short
+from ..equation.score import Score
 from .record import Record
 
 SCHEMA = 2

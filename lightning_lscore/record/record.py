@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
-from ..equation.formula import Score
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..equation.prediction import Prediction, Unpredictable
+from ..equation.score import Score
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
-from ..equation.formula import Score
 from ..equation.measurements import Measurements
 from ..equation.prediction import Prediction, Unpredictable
+from ..equation.score import Score
 from .lines import float_of, hours, number_or_none, plain_float
 from .record import Record
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ..equation.evidence import OccupiedDevice
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..heldout.evaluation import Evaluation
 from ..model.parameters import ParameterCount
 from .segment import Segment

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..equation.formula import Formula
-from ..equation.measurements import as_number, short
+from ..equation.safe_numbers import as_number, short
 from ..heldout.token_bytes import CountBytes, make_count_bytes
 from ..model.flops import FlopsModel
 from .own_measures import OwnMeasure, check_measures

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..equation.formula import Formula
-from ..equation.measurements import MEASURES, as_number, short
+from ..equation.measures import MEASURES
+from ..equation.safe_numbers import as_number, short
 
 OwnMeasure = Callable[..., float | None]
 """A function that returns a number >= 0, or None where it has no value."""

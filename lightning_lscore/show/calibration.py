@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..curve.calibrate import Calibration
+from ..curve.calibration import Calibration
 from .cells import bought, columns
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..equation.formula import Factor
-from ..equation.measurements import MEASURES
+from ..equation.factor import Factor
+from ..equation.measures import MEASURES
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:

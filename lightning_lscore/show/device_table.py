@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..equation.measurements import MEASURES
+from ..equation.measures import MEASURES
 from ..record.record import Record
 from .cells import columns
 

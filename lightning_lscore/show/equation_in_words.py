@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from ..equation.formula import TRAINING_TIME, AnyFactor, Factor, Formula
-from ..equation.measurements import MEASURES, Measurements
+from ..equation.any_factor import AnyFactor
+from ..equation.factor import TRAINING_TIME, Factor
+from ..equation.formula import Formula
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from .cells import adding_up, amount, bought, columns
 
 _LETTERS = {

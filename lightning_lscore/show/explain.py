@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..equation.formula import TRAINING_TIME, Factor, Formula
-from ..equation.measurements import exp
+from ..equation.factor import TRAINING_TIME, Factor
+from ..equation.formula import Formula
+from ..equation.safe_numbers import exp
 from ..record.comparable import best_record, comparable_with_last
 from ..record.record import Record
 from .cells import adding_up, amount, columns, percent_change

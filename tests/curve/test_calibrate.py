@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.calibrate import Calibration, Interval, _law, calibrate
-from lightning_lscore.equation.formula import Factor
+from lightning_lscore.curve.calibrate import calibrate
+from lightning_lscore.curve.calibration import Calibration, Interval
+from lightning_lscore.curve.posterior import elasticities_of_the_law
+from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.measurements import Measurements
 
 np = pytest.importorskip("numpy")
@@ -57,20 +59,20 @@ def test_on_runs_that_obey_the_law_it_returns_the_laws_elasticities():
 def test_the_prior_is_the_laws_slope():
     N, D, h = 3e8, 5e9, 1e-3
     for slope, of in (
-        (_law(N, D)[0], lambda t: chinchilla(N * math.exp(t), D)),
-        (_law(N, D)[1], lambda t: chinchilla(N, D * math.exp(t))),
+        (elasticities_of_the_law(N, D)[0], lambda t: chinchilla(N * math.exp(t), D)),
+        (elasticities_of_the_law(N, D)[1], lambda t: chinchilla(N, D * math.exp(t))),
     ):
         assert slope == pytest.approx(-(of(h) - of(-h)) / (2 * h), rel=1e-4)
 
 
 def test_one_run_tells_nothing_so_the_prior_remains():
     c = quick([3e8], [5e9], [2.9], resamples=4000)
-    assert (c.e_N, c.e_D) == pytest.approx(tuple(_law(3e8, 5e9)), rel=1e-6)
+    assert (c.e_N, c.e_D) == pytest.approx(tuple(elasticities_of_the_law(3e8, 5e9)), rel=1e-6)
     for e, interval in ((c.e_N, c.e_N_interval), (c.e_D, c.e_D_interval)):
         assert interval.high - interval.low == pytest.approx(2 * 1.645 * 0.25 * e, rel=0.05)
 
 
-def test_many_runs_overrule_the_law():
+def test_many_runs_overrule_theelasticities_of_the_law():
     """A made-up world in which parameters buy half, and tokens nearly twice, of what they do."""
     c = quick(*runs(world(0.14, 0.5, alpha=0.2, beta=0.55)), **AT)
     assert c.e_N == pytest.approx(0.14, rel=0.03)
@@ -78,10 +80,10 @@ def test_many_runs_overrule_the_law():
 
 
 def test_what_runs_say_of_tokens_carries_over_to_parameters():
-    """Text that is harder to predict raises both, so that tokens alone tell of parameters too."""
+    """Text that is harder to predict raises both: tokens alone inform about parameters too."""
     D = [1e9, 2e9, 4e9, 8e9]
     c = quick([1e8] * 4, D, [world(0.277, 0.5)(1e8, d) for d in D], **AT)
-    assert c.e_N > 1.1 * _law(1e8, 2e9)[0]
+    assert c.e_N > 1.1 * elasticities_of_the_law(1e8, 2e9)[0]
 
 
 def test_a_run_that_went_wrong_hardly_counts():
@@ -157,7 +159,7 @@ def test_intervals_hold_the_truth_nine_times_in_ten(count):
     random, held, worlds = np.random.default_rng(0), 0, 150
     for _ in range(worlds):
         both, N_only, D_only = 0.25 * math.sqrt(0.5) * random.standard_normal(3)
-        e_N, e_D = _law(1e8, 2e9) * (1 + both + np.array([N_only, D_only]))
+        e_N, e_D = elasticities_of_the_law(1e8, 2e9) * (1 + both + np.array([N_only, D_only]))
         alpha, beta = 0.36 * np.exp(0.45 * random.standard_normal(2))
         scale = 0.05 * math.exp(random.standard_normal())
         N = np.exp(random.normal(math.log(1e8), 1, count))

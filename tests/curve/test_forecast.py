@@ -9,19 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.forecast import (
-    _EXPONENTS,
-    FARTHEST,
-    LEAST,
-    Prediction,
-    Unpredictable,
-    _line,
-    _past,
-    _points,
-    _window,
-    predict,
-    thinned,
-)
+from lightning_lscore.curve.bent_line import fit_line
+from lightning_lscore.curve.extrapolation import EXPONENTS, exponents_of_the_past, newest_stretch
+from lightning_lscore.curve.forecast import FARTHEST, LEAST, predict
+from lightning_lscore.curve.points import points_of, thinned
+from lightning_lscore.equation.prediction import Prediction, Unpredictable
 
 
 def ask(spent, ln_T, weight=0.05, planned=None, reference=None):
@@ -122,9 +114,9 @@ def test_more_can_be_won_than_lost():
 
 def test_stretches_of_about_one_doubling_back_are_the_best_evidence():
     """A short way averages over little, and a long one is out of date."""
-    points = _points(range(1, 101), power_law(range(1, 101)))
-    here = {q: _line(_window(points), q) for q in _EXPONENTS}
-    q, variance, new = zip(*_past(points, here, 0.0), strict=True)
+    points = points_of(range(1, 101), power_law(range(1, 101)))
+    here = {q: fit_line(newest_stretch(points), q) for q in EXPONENTS}
+    q, variance, new = zip(*exponents_of_the_past(points, here, 0.0), strict=True)
     assert q == pytest.approx([-0.4] * len(q), abs=0.1)
     assert new == pytest.approx([0.5] * len(q), abs=0.1)
     assert variance.index(min(variance)) == 1
@@ -320,7 +312,7 @@ def test_a_stretch_that_did_not_fall_is_no_evidence(rise):
 
 def test_long_curves_are_thinned():
     few, many = (
-        _points([i / n for i in range(1, n + 1)], power_law(range(1, n + 1))) for n in (90, 9000)
+        points_of([i / n for i in range(1, n + 1)], power_law(range(1, n + 1))) for n in (90, 9000)
     )
     assert sum(n for _, _, n in few) == 90 - 1  # 6 doublings back, all but the first
     assert len(many) <= 16 * 6 + 1

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lscore.curve.patience import NOISE_WINDOW, Patience
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 
 curves = st.lists(st.tuples(st.floats(0.5, 12), st.floats(0, 0.02)), max_size=60)
@@ -266,7 +267,7 @@ def test_a_ratio_stops_when_that_much_more_has_been_spent():
     assert stopped_at(stop(validations=5)) == 5
     last = stop()[4]
     assert (last.waited, last.outlook) == (pytest.approx(math.log(1.25)), None)
-    assert last.paid == pytest.approx(2.5e-6), "the price is told all the same"
+    assert last.paid == pytest.approx(2.5e-6), "the price is still reported"
     assert "the spending rose by 25.00 % of 25.00 % accepted" in last.reason
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from lightning_lscore.equation.evidence import DeviceUse
-from lightning_lscore.equation.measurements import MEASURES
+from lightning_lscore.equation.measures import MEASURES
 from lightning_lscore.hardware.gauges import GAUGES
 from lightning_lscore.hardware.meter import Meter
 from lightning_lscore.hardware.probe import Reading

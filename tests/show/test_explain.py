@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lscore.curve.calibrate import calibrate
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.record.record import Record
 from lightning_lscore.show.calibration import explain_calibration

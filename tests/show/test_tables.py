@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lscore.equation.evidence import DeviceUse, OccupiedDevice
-from lightning_lscore.equation.formula import Factor, Formula, Score
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Prediction, Unpredictable
+from lightning_lscore.equation.score import Score
 from lightning_lscore.record.comparable import best_record
 from lightning_lscore.record.record import Record
 from lightning_lscore.show.device_table import SHOWN_DEVICES, device_table

@@ -1,0 +1,52 @@
+"""Numbers as users and files give them: read, checked, shown in an error, exponentiated.
+
+JSON and users may give anything where a number belongs, integers beyond a float included. These
+functions raise nothing but the ``ValueError`` that they state.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+
+def as_number(value: Any) -> float | None:
+    """Return a real number as a float; None for anything else, also for bools and overflows."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def positive(value: Any, what: str) -> float:
+    """Return a finite number > 0 as a float.
+
+    Raises:
+        ValueError: if it is anything else; the message begins with ``what``.
+    """
+    number = as_number(value)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(f"{what}: expected a finite number > 0, got {short(value)}.")
+    return number
+
+
+def short(value: Any) -> str:
+    """Return a value's repr for an error message, cut to about a line."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or an int of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else text[:200] + " ..."
+
+
+def exp(nll: float) -> float:
+    """Return e to the power ``nll``; infinity beyond a float, where ``math.exp`` raises."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
