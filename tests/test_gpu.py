@@ -23,8 +23,8 @@ from lightning_lscore.hardware.meter import Meter
 from lightning_lscore.hardware.nvml import cuda_probe
 from lightning_lscore.hardware.probe import Reading
 from lightning_lscore.hardware.sampler import Sampler
+from lightning_lscore.heldout.compiled import _built
 from lightning_lscore.heldout.held_out import HeldOut
-from lightning_lscore.heldout.nll import _built
 
 pytestmark = [
     pytest.mark.gpu,
