@@ -22,7 +22,7 @@ class Evaluation:
     bytes: tuple[int, ...] | None = None
     """Of the counted tokens; None where nobody counts them."""
     fingerprints: tuple[str, ...] = ()
-    """Equal where the same sequences of tokens were counted, see :mod:`~lightning_lscore.heldout.fingerprint`."""
+    """Equal where the same sequences of tokens were counted."""
     longest: tuple[int, ...] = ()
     """Most counted tokens in one sequence."""
 
@@ -30,7 +30,7 @@ class Evaluation:
     def over_ranks(
         cls, ranks: Sequence[Sequence[Sequence[float]]], source: str, *, with_bytes: bool
     ) -> Evaluation:
-        """From :meth:`~lightning_lscore.heldout.held_out.HeldOut.numbers` of each loader of each rank."""
+        """From ``HeldOut.numbers()`` of each loader of each rank."""
         loaders = [list(zip(*parts, strict=True)) for parts in zip(*ranks, strict=True)]
         return cls(
             nll_sums=tuple(math.fsum(nll) for nll, *_ in loaders),

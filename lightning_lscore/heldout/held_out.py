@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .fingerprint import BITS, fingerprint
-from .nll import Rows, given_rows, measure_rows
 from .perplexity import Perplexity
+from .rows import Rows, given_rows, measure_rows
 
 
 class HeldOut:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .nll import Rows, given_rows, measure_rows, outside
+from .rows import Rows, given_rows, measure_rows, outside
 
 __all__ = ["Perplexity"]
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.flops import FlopsModel
 from lightning_lscore.run.segment import Segment
 from lightning_lscore.run.spending import Spending

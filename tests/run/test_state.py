@@ -12,7 +12,7 @@ from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.law import compute_optimal_tokens
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.parameters import ParameterCount
 from lightning_lscore.record.record import Record
 from lightning_lscore.run.plan import Plan
