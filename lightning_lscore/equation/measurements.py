@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .measures import GROWING, MEASURES, NOMINAL_BYTES, OF_A_VALIDATION, TO_LEVEL, check_measure
@@ -90,6 +90,10 @@ class Measurements:
         for name in ("to_level", "own"):
             values = {str(k): _checked(k, v) for k, v in getattr(self, name).items()}
             object.__setattr__(self, name, values)
+        self._derive()
+
+    def _derive(self) -> None:
+        """Fill in what follows from the other measures."""
         if self.perplexity is None and self.nll is not None:
             object.__setattr__(self, "perplexity", exp(self.nll))
         elif self.nll is None and self.perplexity is not None:
@@ -124,6 +128,27 @@ class Measurements:
         values = {name: v for name, v in measured.items() if name in OF_A_VALIDATION}
         to_level = {TO_LEVEL[name]: v for name, v in measured.items() if name in TO_LEVEL}
         return cls(**values, to_level=to_level, **others)
+
+    @classmethod
+    def builder(cls, names: Sequence[str]) -> Callable[[Sequence[Any]], Measurements]:
+        """Return a function that builds from values of these fields; the others are None.
+
+        It checks nothing, and takes a fraction of the constructor's time: for values that were
+        checked before, which are plain finite numbers >= 0 (``nll`` and ``elasticity`` may be
+        negative).
+        """
+        others = [f.name for f in fields(cls) if f.name not in names]
+        setters = [getattr(cls, name).__set__ for name in (*names, *others)]
+        nothing = [None] * len(others)
+
+        def build(values: Sequence[Any]) -> Measurements:
+            made = object.__new__(cls)
+            for set_value, value in zip(setters, [*values, *nothing], strict=True):
+                set_value(made, value)
+            made._derive()
+            return made
+
+        return build
 
     def spending(self) -> dict[str, float]:
         """Return the counts of spending that have a value, by name."""

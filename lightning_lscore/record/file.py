@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 from ..equation.baseline import register_reader
-from . import schema1
-from .lines import SCHEMA, Context, lines_of
+from .lines import lines_of
+from .reader import Reader
 from .record import Record
 
 RECORD_FILE = "lscore.jsonl"
@@ -88,7 +88,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def _read(file: IO[str], path: str) -> Iterator[Record]:
-    reader = _Reader()
+    reader = Reader()
     for number, line in enumerate(file, 1):
         if not line.endswith("\n"):
             break
@@ -98,41 +98,6 @@ def _read(file: IO[str], path: str) -> Iterator[Record]:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if record is not None:
             yield record
-
-
-class _Reader:
-    """Turns lines into records, each with the context that stands before it."""
-
-    def __init__(self) -> None:
-        self._contexts: dict[Any, Context] = {}
-        self._before: dict[Any, Record] = {}  # the newest record of each context
-
-    def take(self, line: str) -> Record | None:
-        """Return the record of a line; None for a context.
-
-        Raises:
-            ValueError: if the line is neither, or of an unknown schema.
-        """
-        try:
-            data = json.loads(line)
-            schema = data.get("schema") if isinstance(data, dict) else None
-            if type(schema) is not int or schema not in (1, SCHEMA):
-                raise ValueError(f'expected a JSON object with "schema": 1 or {SCHEMA}')
-            if schema == 1:
-                self._before[1] = record = schema1.record_of(data, self._before.get(1))
-                return record
-            key = data["context"]
-            if "run" in data:
-                self._contexts[key] = Context.of(data)
-                return None
-            self._before[key] = record = self._contexts[key].record(data, self._before.get(key))
-            return record
-        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
-
-    def knows(self, key: Any) -> bool:
-        """Whether the context of this hash was taken."""
-        return key in self._contexts
 
 
 def read_run(path: str | os.PathLike[str]) -> list[Record]:
@@ -174,7 +139,7 @@ def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Re
         return []
     marks = (b'"context":', json.dumps(run).encode())  # of schema 2, and of schema 1
     with file:
-        reader, end, size = _Reader(), file.seek(0, os.SEEK_END), 2**14
+        reader, end, size = Reader(), file.seek(0, os.SEEK_END), 2**14
         while True:
             size = min(4 * size, SEARCHED_BYTES, end)
             file.seek(end - size)
@@ -194,7 +159,7 @@ def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Re
                 return found
 
 
-def _take_backwards(file: IO[bytes], reader: _Reader, line: bytes) -> Record | None:
+def _take_backwards(file: IO[bytes], reader: Reader, line: bytes) -> Record | None:
     """The record of a line whose context was perhaps not read yet."""
     text = line.decode(errors="replace")
     try:

@@ -12,12 +12,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
 from ..equation.measurements import Measurements
+from ..equation.measures import OF_A_VALIDATION
 from ..equation.prediction import Prediction, Unpredictable
 from ..equation.safe_numbers import as_number, exp, short
 from ..equation.score import Score
@@ -27,6 +28,9 @@ SCHEMA = 2
 
 _USES = tuple(f.name for f in fields(DeviceUse))
 _FORECAST = tuple(f.name for f in fields(Prediction))
+_USE_SETTERS = [(name, getattr(DeviceUse, name).__set__) for name in _USES]
+_NUMBERS = {int, float}
+_NOTHING: Mapping[str, Any] = {}
 _AS_MEASURED = "="
 """In place of a number that equals the measure of the same name: on one device nearly all do."""
 
@@ -50,6 +54,7 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what may hold for many validations, and what holds for this one."""
     m, score, evaluation = record.measurements, record.score, record.evaluation
     measured = _without_derived(m.measured())
+    uses = [n for n in _USES if any(getattr(u, n) is not None for u in record.hardware.values())]
     numbers: list[int] = []
     context: dict[str, Any] = {
         "run": record.run,
@@ -63,7 +68,7 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         "provenance": {name: _factor(text, numbers) for name, text in m.provenance.items()},
         "missing": [_factor(text, numbers) for text in score.missing],
         "hardware": list(record.hardware),
-        "uses": list(_USES),
+        "uses": uses,
         "forecast": list(_FORECAST),
     }
     perplexities: list[Any] = []
@@ -82,7 +87,7 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         "own": list(m.own.values()),
         "perplexities": perplexities,
         "hardware": [
-            [_unless(getattr(use, name), getattr(m, name, None)) for name in _USES]
+            [_unless(getattr(use, name), getattr(m, name, None)) for name in uses]
             for use in record.hardware.values()
         ],
         "numbers": numbers,
@@ -162,6 +167,9 @@ class Context:
     own: tuple[str, ...]
     texts: dict[str, str]
     """Provenance; of those with numbers what it says without."""
+    build: Callable[[Sequence[Any]], Measurements] | None
+    """From values of the measures, level, own, to_level and provenance that need no check; None
+    where a measure is of a later version, or one to a level."""
     with_numbers: tuple[tuple[str, tuple[str, ...]], ...]
     """The parts of such a text between its numbers."""
     missing: tuple[str | tuple[str, ...], ...]
@@ -183,6 +191,7 @@ class Context:
             measures=tuple(map(_word, data["measures"])),
             own=tuple(map(_word, data["own"])),
             texts={k: t if isinstance(t, str) else "".join(t) for k, t in provenance.items()},
+            build=_builder(data["measures"]),
             with_numbers=tuple((k, t) for k, t in provenance.items() if not isinstance(t, str)),
             missing=tuple(map(_template, data["missing"])),
             hardware=tuple(map(_word, data["hardware"])),
@@ -202,25 +211,17 @@ class Context:
             ValueError, KeyError, TypeError, AttributeError, OverflowError: if it is no validation.
         """
         numbers = iter(data.get("numbers", ()))
-        measured = self.measured(data)
-        m = Measurements.of(
-            measured,
-            level=self.level,
-            own=dict(zip(self.own, map(float_of, data.get("own", ())), strict=True)),
-            provenance=self._provenance(numbers, before),
-        )
-        perplexity = data.get("perplexity")
-        f_D, f_A, f_H = (number_or_none(f, "factors") for f in data["factors"])
+        m = self._measurements(data, numbers)
+        T, (f_D, f_A, f_H) = data.get("perplexity"), data["factors"]
         score = Score(
-            perplexity=m.perplexity
-            if perplexity == _AS_MEASURED
-            else number_or_none(perplexity, "perplexity"),
-            f_D=f_D,
-            f_A=f_A,
-            f_H=f_H,
-            missing=tuple(_filled(text, numbers) for text in self.missing),
+            perplexity=m.perplexity if T == _AS_MEASURED else number_or_none(T, "perplexity"),
+            f_D=number_or_none(f_D, "f_D"),
+            f_A=number_or_none(f_A, "f_A"),
+            f_H=number_or_none(f_H, "f_H"),
+            missing=tuple([_filled(text, numbers) for text in self.missing]),
         )
-        return Record(
+        made = object.__new__(Record)  # its constructor takes three times as long
+        made.__dict__.update(
             run=self.run,
             batch=int(data["batch"]),
             step=int(data["step"]),
@@ -236,43 +237,53 @@ class Context:
             hardware=self._hardware(data.get("hardware", ()), m),
             versions=self.versions,
         )
+        return made
 
-    def measured(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of a validation's line by measure; derived ones are absent."""
-        return dict(zip(self.measures, map(float_of, data.get("measured", ())), strict=True))
-
-    def _provenance(self, numbers: Iterator[Any], before: Record | None) -> Mapping[str, str]:
-        if not self.with_numbers:
-            return self.texts
-        filled = {name: _filled(parts, numbers) for name, parts in self.with_numbers}
-        if before is not None:
-            last = before.measurements.provenance
-            if all(last.get(name) == text for name, text in filled.items()):
-                return last
-        return self.texts | filled
+    def _measurements(self, data: Mapping[str, Any], numbers: Iterator[Any]) -> Measurements:
+        values, own = data.get("measured", []), data.get("own", ())
+        if len(values) != len(self.measures) or len(own) != len(self.own):
+            raise ValueError(
+                f"expected {len(self.measures)} measured and {len(self.own)} own values, got "
+                f"{len(values)} and {len(own)}"
+            )
+        provenance = self.texts
+        if self.with_numbers:
+            provenance = provenance.copy()
+            for name, parts in self.with_numbers:
+                provenance[name] = _filled(parts, numbers)
+        measured = dict(zip(self.measures, values, strict=True))
+        if self.build is not None and _are_plain(own) and _are_plain(values, measured):
+            named = dict(zip(self.own, own, strict=True))
+            return self.build([*values, self.level, named, {}, provenance])
+        return Measurements.of(
+            {name: float_of(value) for name, value in measured.items()},
+            level=self.level,
+            own=dict(zip(self.own, map(float_of, own), strict=True)),
+            provenance=provenance,
+        )
 
     def _evaluation(
         self, perplexities: Sequence[Any], m: Measurements, before: Record | None
     ) -> EvaluationSet | None:
         if self.evaluation is None:
             return None
-        each = tuple(plain_float(m.perplexity if T == _AS_MEASURED else T) for T in perplexities)
+        each = tuple([plain_float(m.perplexity if T == _AS_MEASURED else T) for T in perplexities])
         last = None if before is None else before.evaluation
         if last is not None and last.perplexities == each:
             return last
         return EvaluationSet(perplexities=each, **self.evaluation)
 
     def _hardware(self, rows: Sequence[Any], m: Measurements) -> dict[str, DeviceUse]:
-        return {
-            key: DeviceUse(
-                **{
-                    name: getattr(m, name) if value == _AS_MEASURED else number_or_none(value, name)
-                    for name, value in zip(self.uses, row, strict=True)
-                    if name in _USES
-                }
-            )
-            for key, row in zip(self.hardware, rows, strict=True)
-        }
+        found = {}
+        for key, row in zip(self.hardware, rows, strict=True):
+            use = found[key] = object.__new__(DeviceUse)
+            values = dict(zip(self.uses, row, strict=True))
+            for name, set_value in _USE_SETTERS:
+                value = values.get(name)
+                if value == _AS_MEASURED:
+                    value = getattr(m, name)
+                set_value(use, None if value is None else number_or_none(value, name))
+        return found
 
     def _prediction(self, data: Any) -> Prediction | Unpredictable | None:
         if data is None:
@@ -281,6 +292,12 @@ class Context:
             return Unpredictable(reason=data)
         values = dict(zip(self.forecast, map(plain_float, data), strict=True))
         return Prediction(**{name: values[name] for name in _FORECAST})
+
+
+def _builder(measures: Sequence[str]) -> Callable[[Sequence[Any]], Measurements] | None:
+    if len({*measures}) < len(measures) or not OF_A_VALIDATION.keys() >= {*measures}:
+        return None
+    return Measurements.builder([*measures, "level", "own", "to_level", "provenance"])
 
 
 def _word(text: Any) -> str:
@@ -295,8 +312,21 @@ def _template(text: Any) -> str | tuple[str, ...]:
 def _filled(text: str | tuple[str, ...], numbers: Iterator[Any]) -> str:
     if isinstance(text, str):
         return text
+    if len(text) == 2:
+        return f"{text[0]}{int(next(numbers, 'none'))}{text[1]}"
     first, *others = text
     return first + "".join(f"{int(next(numbers, 'none'))}{part}" for part in others)
+
+
+def _are_plain(values: Sequence[Any], measured: Mapping[str, Any] = _NOTHING) -> bool:
+    """Whether these are numbers that need no further check, as nearly all are."""
+    if not _NUMBERS.issuperset(map(type, values)) or not math.isfinite(sum(values)):
+        return False  # not so with a NaN, and not with bools
+    least = min(values, default=0)
+    return least >= 0 or (
+        least in (measured.get("elasticity"), measured.get("nll"))
+        and all(value >= 0 for name, value in measured.items() if name not in ("elasticity", "nll"))
+    )
 
 
 def _device(data: Mapping[str, Any]) -> OccupiedDevice:
