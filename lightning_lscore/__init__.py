@@ -29,7 +29,8 @@ from .equation.factor import Factor
 from .equation.formula import Formula
 from .equation.measurements import Measurements
 from .equation.score import Score
-from .record.records import Record, read_records
+from .record.file import read_records
+from .record.record import Record
 
 if TYPE_CHECKING:
     from .callback import LScore

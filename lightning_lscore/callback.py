@@ -14,12 +14,13 @@ import lightning.pytorch
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core import rank_zero
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .equation.formula import Formula
 from .heldout.capture import Capture
-from .heldout.evaluation import HeldOut
+from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .plan import RateWatch, planned_batches
 from .record.record import Record
@@ -31,11 +32,13 @@ from .run.tracker import Tracker
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 else:
+    _log = rank_zero.log
     try:  # two packages of the same code, each with a Callback that its command line asks for
         import pytorch_lightning
     except ImportError:  # lightning 2.6 brings it along
         Callback = lightning.pytorch.Callback
     else:
+        rank_zero.log = _log  # importing it sends Lightning's messages to another logger
 
         class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
             """A callback of either package."""
@@ -267,7 +270,7 @@ class LScore(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         repeated = repeated_samples(self._loaders[dataloader_idx], batch_idx)
-        self._capture.start_batch(batch, self._held_out[dataloader_idx].update, repeated)
+        self._capture.start_batch(batch, self._held_out[dataloader_idx], repeated)
 
     def on_validation_batch_end(
         self,

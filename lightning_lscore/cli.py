@@ -153,8 +153,9 @@ def _compare(options: argparse.Namespace) -> list[str]:
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
     from .hardware.doctor import examine
+    from .record.versions import versions
 
-    return examine(options.precision, options.seconds)
+    return examine(options.precision, options.seconds, versions=versions())
 
 
 def _calibrate(options: argparse.Namespace) -> list[str]:

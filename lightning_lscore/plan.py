@@ -21,7 +21,7 @@ class RateWatch:
         self._rates: list[float] | None = None  # at the last validation
 
     def stand_before_a_decay(self, trainer: Trainer) -> bool:
-        """Whether the rates stood still since the last validation and a scheduler may yet move them.
+        """Whether the rates stood still since the last validation, and a scheduler may move them.
 
         On public runs three quarters of the forecasts made there were too high.
         """

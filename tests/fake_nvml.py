@@ -83,7 +83,7 @@ class FakeNvml:
         """Fits on the CPU take the first GPU for the device that they compute on."""
         device = Device(key=self.gpus[0].uuid, name=name, kind="cuda")
         monkeypatch.setattr(
-            "lightning_lscore.hardware.devices.CpuProbe", lambda *_: NvmlProbe(device)
+            "lightning_lscore.hardware.places.CpuProbe", lambda *_: NvmlProbe(device)
         )
         return self.install(monkeypatch)
 

@@ -51,7 +51,7 @@ def note_what_is_gathered() -> None:
 
 def with_known_peak() -> None:
     lightning_lscore.hardware.devices.measured_peak = lambda *_, **__: Peak(
-        flops=PEAK, source="the test's", measured=True
+        flops=PEAK, source="the test's"
     )
 
 

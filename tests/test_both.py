@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import VOCABULARY, loader
+from conftest import VOCABULARY, loader, run_python
 
 from lightning_lscore import CostEarlyStopping, Factor, Formula, LScore
 
@@ -115,3 +115,14 @@ def test_the_command_line_takes_them_with_typed_arguments(package, tmp_path, mon
     assert made.trainer.callback_metrics["L"] > 0
     (lscore,) = (c for c in made.trainer.callbacks if isinstance(c, LScore))
     assert lscore.formula == FORMULA
+
+
+def test_importing_lscore_leaves_lightnings_logger_as_it_was(tmp_path):
+    """Else what someone set for "lightning.pytorch" would not hold any more."""
+    program = (
+        "import lightning.pytorch, lightning_utilities.core.rank_zero as rank_zero\n"
+        "before = rank_zero.log\n"
+        "from lightning_lscore import LScore\n"
+        "print(rank_zero.log is before)"
+    )
+    assert run_python("-c", program, folder=tmp_path).strip() == "True"

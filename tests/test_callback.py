@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from lightning_lscore import Factor, Formula, LScore, read_records
 from lightning_lscore.equation.prediction import Prediction
 from lightning_lscore.hardware.peaks import peak_flops
-from lightning_lscore.heldout import nll
+from lightning_lscore.heldout import compiled
 
 BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
 """A formula without time, so that two runs score alike."""
@@ -424,9 +424,9 @@ def test_a_subclass_may_use_the_hooks_that_lscore_does_not(trainer):
 def test_the_sums_of_a_validation_are_compiled_on_request(trainer, monkeypatch):
     """What is compiled runs here as it stands, in place of the usual sums."""
     batches = []
-    monkeypatch.setattr(nll, "_BLOCK", VOCABULARY // 2)
+    monkeypatch.setattr(compiled, "_BLOCK", VOCABULARY // 2)
     monkeypatch.setattr(
-        nll, "_fused", lambda sums, x, shift: (batches.append(len(x)), sums(x, shift))[1]
+        compiled, "fused", lambda sums, x, shift: (batches.append(len(x)), sums(x, shift))[1]
     )
     for compile in (False, True):
         lscore, model = LScore(compile=compile), PlainLM()

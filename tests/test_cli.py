@@ -10,10 +10,12 @@ import pytest
 
 from lightning_lscore.cli import main
 from lightning_lscore.equation.evidence import EvaluationSet
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Unpredictable
-from lightning_lscore.record.records import RECORD_FILE, Record, append_record
+from lightning_lscore.record.file import RECORD_FILE, append_record
+from lightning_lscore.record.record import Record
 
 FORMULA = Formula(D=Factor("tokens", 1000.0, 0.1), H=Factor("device_hours", 2.0, 0.3))
 

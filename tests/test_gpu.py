@@ -30,8 +30,9 @@ from lightning_lscore.hardware.meter import Meter
 from lightning_lscore.hardware.peaks import peak_flops
 from lightning_lscore.hardware.probe import Probe, Reading
 from lightning_lscore.hardware.sampler import Sampler
-from lightning_lscore.heldout.evaluation import HeldOut
-from lightning_lscore.heldout.nll import _built, row_nll
+from lightning_lscore.heldout.compiled import _built
+from lightning_lscore.heldout.held_out import HeldOut
+from lightning_lscore.heldout.nll import row_nll
 
 pytestmark = [
     pytest.mark.gpu,

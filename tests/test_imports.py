@@ -54,7 +54,7 @@ def test_reading_and_scoring_records_needs_no_torch(tmp_path):
 
 PURE = [
     *("equation.measurements", "equation.formula", "equation.level", "run.clock"),
-    *("record.records", "record.compare", "record.finished_runs", "curve.patience"),
+    *("record.file", "record.comparable", "record.finished_runs", "curve.patience"),
     *("show.tables", "show.explain", "cli"),
 ]
 

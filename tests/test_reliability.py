@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_lscore import LScore, read_records
 from lightning_lscore.cli import main as lscore_command
 from lightning_lscore.hardware.sampler import Sampler
-from lightning_lscore.record.records import RECORD_FILE, append_record, records_since
+from lightning_lscore.record.file import RECORD_FILE, append_record, records_since
 
 HERE = Path(__file__).parent
 STEP = 4 * 12  # tokens
@@ -485,7 +485,7 @@ def test_a_full_disk_costs_the_record_not_the_run(fit, tmp_path, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lightning_lscore.record.records.os.fsync", full)
+    monkeypatch.setattr("lightning_lscore.record.file.os.fsync", full)
     with pytest.warns(UserWarning, match="cannot write its record .*No space left") as warned:
         lscore = fit(5, str(tmp_path / "c" / "step=2.ckpt"))
     assert len([w for w in warned if "cannot write" in str(w.message)]) == 1

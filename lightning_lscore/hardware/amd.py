@@ -18,7 +18,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .probe import PLAUSIBLE_MHZ, Device, OpenedProbe, ProbeLost, Query, VendorLibrary
+from .library import PLAUSIBLE_MHZ, OpenedProbe, Query, VendorLibrary
+from .probe import Device, ProbeLost
 
 __all__ = ["AmdProbe"]
 

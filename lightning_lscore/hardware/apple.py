@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from .probe import Device, Reading
+from .probe import Device, Reading, why_missing
 
 __all__ = ["AppleProbe"]
 
-_NOT_TOLD = "no public interface of macOS tells it"
 _PARTS = ("gpu_mj", "gpu_sram_mj", "dram_mj")
 
 
@@ -28,28 +27,20 @@ class AppleProbe:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._monitor: Any = None
-        self._missing = {
-            "busy_fraction": _NOT_TOLD,
-            "sm_clock_mhz": _NOT_TOLD,
-            "throttled": _NOT_TOLD,
-            "power_watts": "the chip counts its energy; mean power follows from that",
-        }
-
-    @property
-    def missing(self) -> Mapping[str, str]:
-        return self._missing
+        self.missing: Mapping[str, str] = {}
 
     def read(self) -> Reading:
-        """Each measure on its own: without the package there is still the memory."""
+        """Read each measure by itself: without the package there is still the memory."""
         values: dict[str, Any] = {}
+        why = {"power_watts": "the chip counts its energy; mean power follows from that"}
         for measure, ask in (("energy_joules", self._joules), ("memory_used_bytes", _memory)):
             try:
                 values[measure] = ask()
             except Exception as error:  # of a compiled extension, or of a torch without MPS
-                self._missing[measure] = str(error) or repr(error)
-            else:
-                self._missing.pop(measure, None)
-        return Reading(**values)
+                why[measure] = str(error) or repr(error)
+        reading = Reading(**values)
+        self.missing = why_missing(reading, why, "no public interface of macOS reports it")
+        return reading
 
     def close(self) -> None:
         self._monitor = None

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .probe import Device, Reading
+from .probe import Device, Reading, why_missing
 
 __all__ = ["CpuProbe"]
 
@@ -49,75 +49,57 @@ class CpuProbe:
         self._process_time = process_time
         self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
         self._zones: list[_Zone] | None = None
-        self._missing = {
-            "power_watts": "a CPU counts its energy at most; mean power follows from that",
-            "sm_clock_mhz": "only GPUs are asked for their clock",
-            "throttled": "only GPUs are asked whether they are throttled",
-        }
+        self.missing: Mapping[str, str] = {}
         self.device = Device(key=_key(self._root), name=_model_name(self._root), kind="cpu")
 
-    @property
-    def missing(self) -> Mapping[str, str]:
-        return self._missing
-
     def read(self) -> Reading:
-        return Reading(
-            busy_fraction=self._busy_fraction(),
-            energy_joules=self._energy_joules(),
-            memory_used_bytes=self._memory_bytes(),
+        why = {"power_watts": "a CPU counts its energy at most; mean power follows from that"}
+        reading = Reading(
+            busy_fraction=self._busy_fraction(why),
+            energy_joules=self._energy_joules(why),
+            memory_used_bytes=self._memory_bytes(why),
         )
+        self.missing = why_missing(reading, why, "LScore reads it from GPUs only")
+        return reading
 
     def close(self) -> None:
         """Nothing is held open; the RAPL totals go on, so that they never run backwards."""
         self._last = None
 
-    def _busy_fraction(self) -> float | None:
+    def _busy_fraction(self, why: dict[str, str]) -> float | None:
         t, cpu = self._now(), self._process_time()
         last, self._last = self._last, (t, cpu)
         if last is None or t <= last[0]:
-            self._missing["busy_fraction"] = (
-                "a share of the time since the last reading, and there is none"
-            )
+            why["busy_fraction"] = "a share of the time since the last reading, and there is none"
             return None
-        self._missing.pop("busy_fraction", None)
         return min(1.0, max(0.0, (cpu - last[1]) / (self._threads * (t - last[0]))))
 
-    def _energy_joules(self) -> float | None:
+    def _energy_joules(self, why: dict[str, str]) -> float | None:
         try:
             if self._zones is None:
                 self._zones = _packages(self._root)
             joules = sum(zone.joules() for zone in self._zones)
         except PermissionError:
-            self._missing["energy_joules"] = (
+            why["energy_joules"] = (
                 "RAPL counters are readable by root only; an administrator can allow it: "
                 "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
             )
         except (OSError, ValueError) as error:
-            self._missing["energy_joules"] = f"RAPL cannot be read: {error}"
+            why["energy_joules"] = f"RAPL cannot be read: {error}"
         else:
             if self._zones:
-                self._missing.pop("energy_joules", None)
                 return joules
-            self._missing["energy_joules"] = (
+            why["energy_joules"] = (
                 "the system shows no RAPL counter (a virtual machine, or not Linux on x86)"
             )
         return None
 
-    def _memory_bytes(self) -> int | None:
+    def _memory_bytes(self, why: dict[str, str]) -> int | None:
         try:
             pages = int((self._root / "proc/self/statm").read_text().split()[1])
             return pages * os.sysconf("SC_PAGE_SIZE")
         except (OSError, ValueError, IndexError, AttributeError):
-            return self._memory_peak_bytes()
-
-    def _memory_peak_bytes(self) -> int | None:
-        try:
-            import resource
-        except ImportError:
-            self._missing["memory_used_bytes"] = "the system has neither /proc nor getrusage"
-            return None
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, else KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            return _memory_peak_bytes(why)
 
 
 class _Zone:
@@ -142,6 +124,16 @@ def _packages(root: Path) -> list[_Zone]:
     """The packages; their parts (intel-rapl:0:1) and the platform zone (psys) would count twice."""
     folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's too
     return [_Zone(f) for f in folders if (f / "name").read_text().startswith("package")]
+
+
+def _memory_peak_bytes(why: dict[str, str]) -> int | None:
+    try:
+        import resource
+    except ImportError:
+        why["memory_used_bytes"] = "the system has neither /proc nor getrusage"
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _usable_threads() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ import torch
 from torch import nn
 
 from ..equation.evidence import OccupiedDevice
-from .apple import AppleProbe
-from .cpu import CpuProbe
-from .nvml import cuda_probe
-from .peaks import measured_peak, peak_flops
-from .probe import Device, Probe, SilentProbe
+from .measured_peak import measured_peak
+from .peaks import peak_flops
+from .places import probe_of
+from .probe import Device
 from .sampler import Sampler
 
 Gather = Callable[[Any], list[Any]]
@@ -77,7 +75,7 @@ def find_devices(
     owned = [probe for probe in probes if owner[probe.device.key] == rank]
     threads = sum(n for theirs, n in ranks if keys[0] in theirs)
     if root.type == "cpu":  # the ranks of one host share its CPU: together they use these threads
-        probes = [CpuProbe(threads)]
+        probes = [probe_of(root, threads)]
     # A GPU is read by its owner alone; CPU time is each process's own.
     read = probes if root.type == "cpu" else owned
 
@@ -103,42 +101,6 @@ def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
     dtype = str(max(sizes, key=lambda d: sizes[d], default=torch.float32)).removeprefix("torch.")
     tf32 = root.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if dtype == "float32" and tf32 else dtype
-
-
-def probe_of(place: torch.device) -> Probe:
-    if place.type == "cuda":
-        return cuda_probe(place.index or 0)
-    cpu = CpuProbe()
-    if place.type == "cpu":
-        return cpu
-    key = cpu.device.key.replace("cpu:", f"{place}:", 1)
-    if place.type == "mps":
-        return AppleProbe(Device(key=key, name=_apple_name(), kind="mps"))
-    name = str(place)
-    if place.type == "xla":
-        name, ordinal = _tpu()
-        key = f"{key}:{ordinal}"  # each process calls its own core xla:0
-    device = Device(key=key, name=name, kind=place.type)
-    return SilentProbe(device, f"no probe reads {place.type} devices")
-
-
-def _tpu() -> tuple[str, int]:
-    """The accelerator type, by which Lightning too knows a TPU, and the number among all cores."""
-    try:
-        tpu = importlib.import_module("torch_xla._internal.tpu")
-        ordinal = importlib.import_module("torch_xla.runtime").global_ordinal()
-        return str(tpu.get_tpu_env()["ACCELERATOR_TYPE"]).split("-")[0], int(ordinal)
-    except Exception:  # no TPU, or no answer from the server that knows its type
-        return "xla", 0
-
-
-def _apple_name() -> str:
-    """Such as "Apple M1 Max 32-core GPU": one name of a chip may mean GPUs of several sizes."""
-    try:
-        mps = torch.backends.mps
-        return f"{mps.get_name()} {mps.get_core_count()}-core GPU"
-    except (AttributeError, RuntimeError):  # newer than the oldest torch
-        return "Apple GPU"
 
 
 def _described(device: Device, root: torch.device, dtype: str, threads: int) -> OccupiedDevice:

@@ -6,17 +6,20 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from statistics import median
 from typing import Any
 
 import torch
 
-from ..record.records import versions
-from .devices import compute_dtype, probe_of
+from ..equation.measures import MEASURES
+from .devices import compute_dtype
+from .gauges import GIB
+from .measured_peak import measured_peak
 from .nvml import NvmlProbe, driver_versions
-from .peaks import measured_peak, peak_flops
+from .peaks import peak_flops
+from .places import probe_of
 from .probe import Probe, ProbeLost, Reading
 
 # What a run has not got without a field of Reading; energy may also come from power.
@@ -27,13 +30,12 @@ _MEASURES = {
     "sm_clock_mhz": ("sm_clock_mhz",),
     "throttled": ("throttled_fraction",),
 }
-_SHOWN: dict[str, Callable[[Any], str]] = {
-    "busy_fraction": lambda x: f"{100 * x:.0f} %",
-    "power_watts": lambda x: f"{x:.1f} W",
-    "energy_joules": lambda x: f"{x:.1f} J",
-    "memory_used_bytes": lambda x: f"{x / 2**30:.2f} GiB",
-    "sm_clock_mhz": lambda x: f"{x:.0f} MHz",
-    "throttled": lambda x: f"yes: by {' and '.join(sorted(x))}" if x else "no",
+# How a reading is shown: as this measure, after division by this.
+_SHOWN = {
+    "busy_fraction": ("busy_fraction", 1),
+    "power_watts": ("power_watts", 1),
+    "memory_used_bytes": ("memory_peak_gib", GIB),
+    "sm_clock_mhz": ("sm_clock_mhz", 1),
 }
 
 
@@ -41,6 +43,7 @@ def examine(
     precision: str = "32-true",
     seconds: float = 2.0,
     *,
+    versions: Mapping[str, str],
     probes: Sequence[Probe] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[str]:
@@ -49,10 +52,11 @@ def examine(
     Args:
         precision: the Trainer's, e.g. ``"bf16-mixed"``: peaks are those of its matrix products.
         seconds: how long each device is read, to see its counters move.
+        versions: of the packages that a run rests on, by name.
         probes: of the devices. Default: all GPUs that torch shows this process, else the CPU.
         now: monotonic seconds.
     """
-    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield f"{installed}, Python {platform.python_version()}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     yield f"CUDA_VISIBLE_DEVICES: {'not set' if visible is None else visible or 'empty'}"
@@ -119,7 +123,7 @@ def _readings(
             yield _line(name, f"unavailable: {lost or why_not.get(name, 'no reading')}")
             continue
         period = f", a counter that changes every {_period(readings)}"
-        yield _line(name, _SHOWN[name](value) + (period if name == "energy_joules" else ""))
+        yield _line(name, _shown(name, value) + (period if name == "energy_joules" else ""))
     if lost:
         yield _line("lost while being read", lost)
     if last["energy_joules"] is None and last["power_watts"] is not None:
@@ -132,6 +136,16 @@ def _readings(
         "a reading takes",
         f"{1e3 * (readings[-1][0] - readings[0][0]) / max(1, len(readings) - 1):.2f} ms",
     )
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "throttled":
+        return f"yes: by {' and '.join(sorted(value))}" if value else "no"
+    if name == "energy_joules":  # a counter from an arbitrary origin: no measure
+        return f"{value:.1f} J"
+    measure, unit = _SHOWN[name]
+    row = MEASURES[measure]
+    return f"{value / unit:{row.shown}} {row.unit}".rstrip()
 
 
 def _period(readings: Sequence[tuple[float, Reading]]) -> str:

@@ -16,24 +16,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import platform
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from .amd import AmdProbe
-from .probe import (
-    PLAUSIBLE_MHZ,
-    Device,
-    OpenedProbe,
-    Probe,
-    ProbeLost,
-    Query,
-    SilentProbe,
-    VendorLibrary,
-)
+from .library import PLAUSIBLE_MHZ, OpenedProbe, Query, VendorLibrary
+from .probe import ProbeLost
 
-__all__ = ["NvmlProbe", "cuda_probe", "driver_versions"]
+__all__ = ["NvmlProbe", "driver_versions"]
 
 _UNSUPPORTED = (
     "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_NO_PERMISSION", "NVML_ERROR_FUNCTION_NOT_FOUND",
@@ -120,30 +109,6 @@ class _NvmlLibrary(VendorLibrary):
         )
 
 
-def cuda_probe(device_index: int) -> Probe:
-    """The probe of `torch.device("cuda", device_index)` of this process, AMD's under ROCm.
-
-    Never fails for want of NVML or amdsmi: the device's identity and time count all the same. Asks
-    CUDA for properties that it already holds, so nothing is allocated and nothing synchronised.
-    """
-    import torch
-
-    properties = torch.cuda.get_device_properties(device_index)
-    name, uuid = str(properties.name), _bare(getattr(properties, "uuid", ""))
-    if torch.version.hip is not None or not uuid:
-        address = _address(properties)
-        # Both, since AMD GPUs without a serial number share a UUID, and parts of one an address.
-        marks = [*filter(None, [uuid]), *map(str, address or ())] or [str(device_index)]
-        device = Device(key=":".join(["cuda", platform.node(), *marks]), name=name, kind="cuda")
-        if torch.version.hip is None:
-            return SilentProbe(device, "this torch does not tell a device's UUID; use torch>=2.4")
-        if address is None:
-            return SilentProbe(device, "this torch does not tell where an AMD GPU is plugged in")
-        return AmdProbe(device, address)
-    prefix = "MIG" if " MIG " in name else "GPU"
-    return NvmlProbe(Device(key=f"{prefix}-{uuid}", name=name, kind="cuda"))
-
-
 def driver_versions() -> str:
     """Of NVIDIA's driver and of NVML, in words; why not, where there is none."""
     try:
@@ -159,22 +124,6 @@ def driver_versions() -> str:
         with contextlib.suppress(Exception):
             nvml.nvmlShutdown()
     return f"NVIDIA driver {driver}, NVML {library}"
-
-
-def _address(properties: Any) -> tuple[int, int, int] | None:
-    """Where the device is plugged in: unlike its index, the same for processes that see others.
-
-    PCI domain, bus and device.
-    """
-    try:
-        return properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id
-    except AttributeError:
-        return None
-
-
-def _bare(uuid: object) -> str:
-    """The UUID in lower case without NVML's prefix, which torch gives in some versions only."""
-    return re.sub(r"^(GPU|MIG)-", "", str(uuid).strip(), flags=re.IGNORECASE).lower()
 
 
 def _plain_int(value: Any) -> int:

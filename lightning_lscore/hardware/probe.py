@@ -12,31 +12,19 @@ Missing is None, never 0, and `missing` says why.
 
 from __future__ import annotations
 
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Protocol
 
 __all__ = [
     "Device",
-    "OpenedProbe",
     "Probe",
     "ProbeLost",
-    "Query",
     "Reading",
     "SilentProbe",
-    "VendorLibrary",
+    "for_every_measure",
+    "why_missing",
 ]
-
-
-PLAUSIBLE_MHZ = 10_000
-"""No clock is higher: one that says so is no clock."""
-
-
-Query: TypeAlias = Callable[[Any, Any], "float | frozenset[str] | None"]
-"""(library, handle of the device) -> a measure as in `Reading`, None where impossible."""
 
 
 class ProbeLost(RuntimeError):
@@ -92,119 +80,6 @@ class Probe(Protocol):
         ...
 
 
-class VendorLibrary(ABC):
-    """A vendor's library held open for one device, in one process.
-
-    Args:
-        library: what the module is imported as; its functions are what the queries call.
-        queries: how to ask for each field of `Reading`.
-    """
-
-    NAME: ClassVar[str]
-    """Of the library, in reasons."""
-    PACKAGE: ClassVar[str]
-    """That brings the module."""
-    FORKED: ClassVar[str] = ""
-    """What a fork does to it."""
-
-    def __init__(self, library: Any, queries: Mapping[str, Query]) -> None:
-        self._pid = os.getpid()
-        self._library = library
-        self._handle: Any = None
-        self._queries = queries
-        self._never: dict[str, str] = {}  # what is not asked (any more), and why
-        self._unsupported = self._lost = frozenset[int]()
-
-    @abstractmethod
-    def _code(self, error: Exception) -> int | None:
-        """The status that the library answered with; None if the error is not the library's."""
-
-    def _words(self, error: Exception) -> str:
-        return str(error)
-
-    def read(self) -> tuple[Reading, dict[str, str]]:
-        """The reading, and why measures are missing from it: one that fails spoils no other.
-
-        Raises `ProbeLost` when the device, or the way to it, is gone.
-        """
-        if os.getpid() != self._pid:
-            raise ProbeLost(f"{self.NAME} was opened in the parent process{self.FORKED}")
-        values: dict[str, Any] = {}
-        missing: dict[str, str] = {}
-        for measure, query in self._queries.items():
-            if measure not in self._never:
-                values[measure] = self._ask(measure, query, missing)
-        return Reading(**values), {**missing, **self._never}
-
-    @abstractmethod
-    def close(self) -> None:
-        """Never raises."""
-
-    def _ask(self, measure: str, query: Query, missing: dict[str, str]) -> Any:
-        try:
-            value = query(self._library, self._handle)
-        except Exception as error:
-            code = self._code(error)
-            if code is None:  # e.g. a function that this version of the package does not have
-                self._never[measure] = missing[measure] = f"{self.PACKAGE}: {error!r}"
-                return None
-            if code in self._lost:
-                raise ProbeLost(f"{self.NAME} lost the device: {self._words(error)}") from error
-            missing[measure] = f"{self.NAME}: {self._words(error)}"
-            if code in self._unsupported:
-                self._never[measure] = missing[measure]
-            return None
-        if value is None:
-            missing[measure] = f"{self.NAME} gave an impossible value"
-        return value
-
-
-class OpenedProbe(ABC):
-    """A device behind a vendor's library, which the first `read` opens.
-
-    Picklable while closed. `read` and `close` belong to one thread and one process.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._missing: dict[str, str] = {}
-        self._library: VendorLibrary | None = None
-        self._refused: str | None = None  # why the library could never be opened
-        self._answered = False
-
-    @abstractmethod
-    def _open(self) -> VendorLibrary:
-        """Raises `ProbeLost` when there is no way to the device."""
-
-    @property
-    def missing(self) -> Mapping[str, str]:
-        if self._refused is not None:
-            return _for_all(self._refused)
-        return MappingProxyType(self._missing)
-
-    def read(self) -> Reading:
-        """Raises `ProbeLost` for a device that once answered; before that, it is silent."""
-        if self._refused is not None:
-            return Reading()
-        try:
-            if self._library is None:
-                self._library = self._open()
-            reading, self._missing = self._library.read()
-        except ProbeLost as lost:
-            self.close()
-            if self._answered:
-                raise
-            self._refused = str(lost)
-            return Reading()
-        self._answered = True
-        return reading
-
-    def close(self) -> None:
-        library, self._library = self._library, None
-        if library is not None:
-            library.close()
-
-
 @dataclass(frozen=True, slots=True)
 class SilentProbe:
     """A device of known identity that reports nothing: its time still counts."""
@@ -214,7 +89,7 @@ class SilentProbe:
 
     @property
     def missing(self) -> Mapping[str, str]:
-        return _for_all(self.why)
+        return for_every_measure(self.why)
 
     def read(self) -> Reading:
         return Reading()
@@ -223,5 +98,14 @@ class SilentProbe:
         return None
 
 
-def _for_all(why: str) -> Mapping[str, str]:
+def for_every_measure(why: str) -> Mapping[str, str]:
     return {f.name: why for f in fields(Reading)}
+
+
+def why_missing(reading: Reading, why: Mapping[str, str], otherwise: str) -> dict[str, str]:
+    """Return a reason for each measure that the reading lacks: from ``why``, or ``otherwise``."""
+    return {
+        f.name: why.get(f.name, otherwise)
+        for f in fields(Reading)
+        if getattr(reading, f.name) is None
+    }

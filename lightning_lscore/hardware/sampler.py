@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from .meter import Meter, Totals
+from .meter import Meter
 from .probe import Device, Probe
+from .totals import Totals
 
 __all__ = ["Sampler"]
 

@@ -30,16 +30,12 @@ from torch import Tensor, nn
 
 from ..model.sharded import Part, counts_here, is_sharded, row_shapes, whole
 from ..model.tokens import find_mask, find_tokens, integer_tensors
+from .held_out import HeldOut
 from .language_models import Call, LanguageModel, hidden_nll, transformers_language_models
 from .nll import row_nll, token_nll
 
 LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
 """(module, outputs, batch) -> logits [B, T, V] and labels [B, T]."""
-
-
-Consumer = Callable[[Tensor, Tensor], None]
-"""Takes logits [B, T, V] and, for each of them, the token that came next [B, T]. Where there are no
-logits to give, the first is their NLL in nats, [B, T] or one mean of those that count."""
 
 
 class Capture:
@@ -95,16 +91,16 @@ class Capture:
         self._forget()
 
     def _forget(self) -> None:
-        self._consume: Consumer | None = None
+        self._held_out: HeldOut | None = None
         self._batch: Any = None
-        self._padding = 0
+        self._repeated = 0
         self._labelled: Any = None  # the model that was called with labels
         self._seen: Call | None = None  # one without labels
         self._parts = 0  # calls without labels that got something else than the batch's tokens
         self._refused = ""
 
     def _after_forward(self, call: Call) -> None:
-        if self._consume is None:
+        if self._held_out is None:
             return  # a forward pass outside of a batch, in somebody's epoch hook
         if call.labels is not None:
             self._with_its_labels(call, call.labels)
@@ -160,16 +156,16 @@ class Capture:
 
     # ------------------------------------------------------------------ one batch
 
-    def start_batch(self, batch: Any, consume: Consumer, padding: int = 0) -> None:
+    def start_batch(self, batch: Any, held_out: HeldOut, repeated: int = 0) -> None:
         """Before a validation step.
 
         Args:
             batch: what the step will get.
-            consume: called with logits and targets, never with more than the step's own.
-            padding: samples at the end of the batch that a sampler repeated, not to be counted.
+            held_out: gets the logits, or their NLL, and the labels of the step.
+            repeated: samples at the end of the batch that a sampler repeated, not to be counted.
         """
         self._forget()
-        self._batch, self._consume, self._padding = batch, consume, padding
+        self._batch, self._held_out, self._repeated = batch, held_out, repeated
 
     def end_batch(self, module: Any, outputs: Any, batch: Any) -> None:
         """After a validation step: hands on what the hooks did not.
@@ -302,14 +298,14 @@ class Capture:
         """Hands on logits, or NLL, with labels that are moved and rid of all that counts not.
 
         Args:
-            values: logits, or, if ``are_nll``, what a :data:`Consumer` takes instead.
+            values: logits, or, if ``are_nll``, what :meth:`HeldOut.update_nll` takes.
             labels: one for each row.
             masks: attention masks, of which the first counts that has the labels' shape.
             shifted: whether labels are so already.
         """
         part = Part.of(values) if is_sharded(values) else None
         labels = whole(labels)
-        if not are_nll and labels.shape not in row_shapes(values, part):
+        if not are_nll and (labels.ndim > 2 or labels.shape not in row_shapes(values, part)):
             raise ValueError(
                 "expected one label for each row of logits, logits [batch, time, vocabulary] and "
                 f"labels [batch, time]; got logits {list(values.shape)} and labels "
@@ -322,19 +318,20 @@ class Capture:
             labels = labels.masked_fill(~text.to(labels.device), self._ignore_index)
         tokens = find_tokens(self._batch)
         # Of a step that feeds its batch in parts nobody knows which one has the repeated samples.
-        if self._padding and (tokens is None or len(tokens) == len(labels)):
+        if self._repeated and (tokens is None or len(tokens) == len(labels)):
             labels = labels.clone()
-            labels[max(0, len(labels) - self._padding) :] = self._ignore_index
+            labels[max(0, len(labels) - self._repeated) :] = self._ignore_index
         if part is not None:
-            values = row_nll(values, labels, self._ignore_index)
+            values, are_nll = row_nll(values, labels, self._ignore_index), True
             labels = part.own(labels)
         if not counts_here(self._mesh, part):
             labels = torch.full_like(labels, self._ignore_index)
         if labels.ndim == 1:  # one prediction a sample
             values, labels = values.unsqueeze(1) if values.ndim else values, labels[:, None]
-        assert self._consume is not None
+        assert self._held_out is not None
         if labels.numel():
-            self._consume(values, labels.to(values.device))
+            add = self._held_out.update_nll if are_nll else self._held_out.update
+            add(values, labels.to(values.device))
 
     def _nothing_found(self, outputs: Any) -> str:
         models = "no transformers language model was found inside it"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .nll import given_rows, measure_rows, outside
+from .rows import Rows, given_rows, measure_rows, outside
 
 __all__ = ["Perplexity"]
 
@@ -63,29 +63,48 @@ class Perplexity(Metric):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch.
+        """Add a batch of logits.
 
         Args:
-            preds: logits [B, T, V], a DTensor as in :func:`row_nll`. Where there are none to give,
-                their NLL in nats: [B, T], or a scalar, the mean over the targets that count.
+            preds: logits [B, T, V], a DTensor as in :func:`row_nll`.
             target: [B, T], already moved by one if need be.
 
         Raises:
             TypeError, ValueError: as :func:`row_nll`, and for other shapes.
         """
-        if preds.is_floating_point() and preds.shape in (torch.Size(), target.shape):
-            nll, counted, wrong = given_rows(preds, target, self.ignore_index)
-        elif preds.ndim == 3:
-            nll, counted, wrong = measure_rows(preds, target, self.ignore_index, self.compiled)
-        else:
+        if preds.ndim != 3:
             raise ValueError(
                 "Expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
-                f" {list(preds.shape)}. Give a single sequence as preds[None], target[None]."
+                f" {list(preds.shape)}; give a single sequence as preds[None], target[None], and"
+                " NLL to update_nll."
             )
+        self._add(measure_rows(preds, target, self.ignore_index, self.compiled))
+
+    def update_nll(self, nll: Tensor, target: Tensor) -> None:
+        """Add a batch whose NLL is known already.
+
+        Args:
+            nll: nats, floating point: [B, T], or a scalar, the mean over the targets that count.
+            target: [B, T]; only whether a target counts matters.
+
+        Raises:
+            TypeError: NLL that is not floating point.
+            ValueError: NLL of another shape, logits for example.
+        """
+        self.add_rows(given_rows(nll, target, self.ignore_index))
+
+    def add_rows(self, rows: Rows) -> None:
+        """Add rows of any shape that are measured already."""
+        # As the wrapper that torchmetrics puts around ``update`` does.
+        self._computed = None
+        self._update_count += 1
+        self._add(rows)
+
+    def _add(self, rows: Rows) -> None:
         # Not in place: a state made under inference_mode could not be changed after it.
-        self.nll_sum = self.nll_sum + nll.sum().to(self.nll_sum.device)
-        self.count = self.count + counted.sum().to(self.count.device)
-        self.invalid = self.invalid + wrong.sum().to(self.invalid.device)
+        self.nll_sum = self.nll_sum + rows.nll.sum().to(self.nll_sum.device)
+        self.count = self.count + rows.counted.sum().to(self.count.device)
+        self.invalid = self.invalid + rows.invalid.sum().to(self.invalid.device)
 
     def compute(self) -> Tensor:
         """Perplexity, a float64 scalar: NaN if nothing was counted, inf if it exceeds float64.

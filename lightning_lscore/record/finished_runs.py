@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from ..equation.formula import Formula
 from ..equation.safe_numbers import as_number
-from .compare import why_other_set
-from .records import Record, read_records
+from .comparable import why_other_set
+from .file import read_records
+from .record import Record
 
 COLUMNS = ("parameters", "tokens", "loss")
 

@@ -22,8 +22,10 @@ class Architecture:
         self.model: nn.Module | None = model
         """As the strategy has wrapped it, once it has; None once it was let go of."""
         self._whole = count_parameters(model)
-        self._is_given = flops_per_token is not None and flops_per_token != "count"
-        self._flops = FlopsModel.given(flops_per_token) if self._is_given else flops_of(model)
+        given = None
+        if flops_per_token is not None and flops_per_token != "count":
+            given = FlopsModel.given(flops_per_token)
+        self._is_given, self._flops = given is not None, given or flops_of(model)
 
     @property
     def parameters(self) -> ParameterCount:

@@ -132,6 +132,7 @@ class Segment:
         device_seconds, price = seconds * self.devices.count, self._price
         seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
         hardware = Spending(devices=seen).hardware
+        kwh = hardware.use().energy_kwh or 0.0
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
@@ -146,7 +147,7 @@ class Segment:
             cost=0.0 if price is None else device_seconds / 3600 * price,
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
             unrated_joules=hardware.energy_joules if intensity is None else 0.0,
-            emissions_kg=0.0 if intensity is None else hardware.energy_kwh * intensity / 1000,
+            emissions_kg=kwh * (intensity or 0.0) / 1000,
             devices=seen,
         )
 

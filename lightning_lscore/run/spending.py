@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any
 
 from ..equation.measurements import Measurements
-from ..hardware.meter import Totals
+from ..hardware.totals import Totals
 
 
 @dataclass(frozen=True, kw_only=True)

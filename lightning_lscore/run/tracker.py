@@ -15,7 +15,8 @@ from torch import nn
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
 from ..hardware.devices import find_devices
-from ..heldout.evaluation import Evaluation, HeldOut
+from ..heldout.evaluation import Evaluation
+from ..heldout.held_out import HeldOut
 from ..model.sharded import counts_here, peers
 from ..record.record import Record
 from . import processes

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lscore.hardware import probe as hardware
+from lightning_lscore.hardware import library
 from lightning_lscore.hardware.amd import AmdProbe
-from lightning_lscore.hardware.nvml import cuda_probe
+from lightning_lscore.hardware.places import cuda_probe
 from lightning_lscore.hardware.probe import Device, ProbeLost, Reading, SilentProbe
 from lightning_lscore.hardware.sampler import Sampler
 
@@ -295,7 +295,7 @@ def test_a_forked_child_does_not_use_its_parents_handle(monkeypatch):
     probe = AmdProbe(DEVICE, ADDRESS)
     probe.read()
 
-    monkeypatch.setattr(hardware.os, "getpid", lambda: -1)
+    monkeypatch.setattr(library.os, "getpid", lambda: -1)
     with pytest.raises(ProbeLost, match="parent process"):
         probe.read()
 

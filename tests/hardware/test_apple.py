@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_lscore.hardware.apple import AppleProbe
-from lightning_lscore.hardware.devices import probe_of
 from lightning_lscore.hardware.peaks import peak_flops
+from lightning_lscore.hardware.places import probe_of
 from lightning_lscore.hardware.probe import Device, Reading
 from lightning_lscore.hardware.sampler import Sampler
 

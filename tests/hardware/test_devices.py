@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,9 +9,9 @@ import torch
 from torch import nn
 
 from lightning_lscore.equation.evidence import OccupiedDevice
-from lightning_lscore.hardware import devices
-from lightning_lscore.hardware.devices import Devices, compute_dtype, find_devices, probe_of
-from lightning_lscore.hardware.peaks import Peak, peak_flops
+from lightning_lscore.hardware import devices, places
+from lightning_lscore.hardware.devices import Devices, compute_dtype, find_devices
+from lightning_lscore.hardware.peaks import Peak
 from lightning_lscore.hardware.probe import Device, SilentProbe
 
 HERE = threading.local()  # which host and with how many threads the rank of this thread is
@@ -36,8 +35,8 @@ def fake_gpu(index):
 @pytest.fixture(autouse=True)
 def invented_machines(monkeypatch):
     """Hosts without end, whose peaks are in the table."""
-    monkeypatch.setattr(devices, "CpuProbe", FakeCpu)
-    monkeypatch.setattr(devices, "cuda_probe", fake_gpu)
+    monkeypatch.setattr(places, "CpuProbe", FakeCpu)
+    monkeypatch.setattr(places, "cuda_probe", fake_gpu)
     monkeypatch.setattr(devices, "peak_flops", lambda name, dtype: Peak(flops=1e12, source=dtype))
     monkeypatch.setattr(torch, "get_num_threads", lambda: HERE.threads)
     FakeCpu.made = []
@@ -153,25 +152,6 @@ def test_a_device_that_nobody_can_read_still_counts():
     assert keys(found) == ["xla:0:a:0"]
     (reasons,) = found.sampler.missing().values()
     assert set(reasons.values()) == {"no probe reads xla devices"}
-
-
-def test_cores_of_a_tpu_are_told_apart_and_named_by_their_type(monkeypatch):
-    """torch calls each of them xla:0, and has no name for it."""
-    HERE.host, HERE.rank = "a", 0
-    cores = iter([0, 1])
-    for name, module in {
-        "torch_xla": SimpleNamespace(),
-        "torch_xla._internal": SimpleNamespace(),
-        "torch_xla._internal.tpu": SimpleNamespace(
-            get_tpu_env=lambda: {"ACCELERATOR_TYPE": "v5litepod-8"}
-        ),
-        "torch_xla.runtime": SimpleNamespace(global_ordinal=lambda: next(cores)),
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    devices = [probe_of(torch.device("xla:0")).device for _ in range(2)]
-    assert len({device.key for device in devices}) == 2
-    assert {device.name for device in devices} == {"v5litepod"}
-    assert peak_flops("v5litepod", "bfloat16") is not None
 
 
 def test_a_record_describes_each_device():

@@ -17,6 +17,9 @@ from lightning_lscore.hardware.probe import Device, SilentProbe
 H100 = Device(key=f"GPU-{UUID}", name="NVIDIA H100 80GB HBM3", kind="cuda")
 
 
+VERSIONS = {"lightning-lscore": "1.2"}
+
+
 @pytest.fixture(autouse=True)
 def no_products(monkeypatch):
     """Matrix products take time; their figure is tested elsewhere."""
@@ -39,7 +42,9 @@ class Ticks:
 
 def examined(probe, now=None, **options):
     """The lines about a device, as a dictionary, and what is not available in a run."""
-    text = "\n".join(doctor.examine(probes=[probe], now=now or Ticks(), **options))
+    text = "\n".join(
+        doctor.examine(versions=VERSIONS, probes=[probe], now=now or Ticks(), **options)
+    )
     device, _, missing = text.partition("Not available in a run here:")
     table = dict(re.findall(r"^    (.{22})  (.*)$", device, re.MULTILINE))
     lacking = dict(re.findall(r"^    (.{22})  (.*)$", missing, re.MULTILINE))
@@ -51,7 +56,7 @@ def test_a_gpu_that_answers_is_described_with_the_period_of_its_counter(monkeypa
     driver = FakeNvml([gpu]).install(monkeypatch)
     found, missing = examined(NvmlProbe(H100), Ticks(gpu))
     assert found["identity"] == f"GPU-{UUID} (cuda)"
-    assert found["busy_fraction"] == "75 %"
+    assert found["busy_fraction"] == "75.0%"
     assert found["power_watts"] == "350.0 W"
     assert found["memory_used_bytes"] == "12.00 GiB"
     assert found["sm_clock_mhz"] == "1755 MHz"
@@ -91,10 +96,12 @@ def test_a_gpu_whose_clocks_are_held_down_says_so(monkeypatch):
 
 def test_the_versions_of_driver_and_nvml_are_told_where_there_is_an_nvidia_gpu(monkeypatch):
     FakeNvml().install(monkeypatch)
-    lines = list(doctor.examine(probes=[NvmlProbe(H100)], now=Ticks()))
+    lines = list(doctor.examine(versions=VERSIONS, probes=[NvmlProbe(H100)], now=Ticks()))
     assert "NVIDIA driver 999.88.77, NVML 13.999.88.77" in lines
     other = SilentProbe(Device(key="xpu:0", name="other", kind="xpu"), "why")
-    assert "NVIDIA driver" not in "".join(doctor.examine(probes=[other], now=Ticks()))
+    assert "NVIDIA driver" not in "".join(
+        doctor.examine(versions=VERSIONS, probes=[other], now=Ticks())
+    )
 
 
 def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
@@ -107,7 +114,7 @@ def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
         return ticks()
 
     found, missing = examined(NvmlProbe(H100), now)
-    assert found["busy_fraction"] == "75 %"
+    assert found["busy_fraction"] == "75.0%"
     assert "NVML lost the device" in found["lost while being read"]
     assert missing == {}
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 
-from lightning_lscore.hardware.meter import Totals
 from lightning_lscore.hardware.probe import Device, ProbeLost, Reading, SilentProbe
 from lightning_lscore.hardware.sampler import RETRY_SECONDS, Sampler
+from lightning_lscore.hardware.totals import Totals
 
 PATIENCE = 20.0  # seconds that a handshake with the thread may take before a test gives up
 DEVICE = Device(key="GPU-1", name="Invented GPU", kind="cuda")
@@ -403,7 +403,22 @@ def test_a_silent_probe_counts_time_and_says_why_it_knows_no_more(started):
     assert sampler.missing()["GPU-1"] == {f.name: "no NVML here" for f in fields(Reading)}
 
 
-@pytest.mark.parametrize("module", ["probe", "meter", "sampler", "cpu", "nvml", "amd", "peaks"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "probe",
+        "library",
+        "totals",
+        "gauges",
+        "energy",
+        "meter",
+        "sampler",
+        "cpu",
+        "nvml",
+        "amd",
+        "peaks",
+    ],
+)
 def test_the_hardware_modules_import_neither_torch_nor_a_vendor(module):
     program = (
         f"import sys, lightning_lscore.hardware.{module}\n"

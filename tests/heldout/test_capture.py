@@ -340,7 +340,7 @@ def test_a_batch_without_a_label_that_counts_is_no_guess(ignore_index):
     capture, said = Capture(ignore_index=ignore_index), []
     for labels in (nothing[:0], nothing, tokens + 9, nothing, tokens, nothing):
         batch = {"input_ids": tokens[: len(labels)]}
-        capture.start_batch(batch, lambda logits, targets: None)
+        capture.start_batch(batch, Heard())
         logits = torch.zeros(*labels.shape, VOCABULARY)
         capture.end_batch(None, {"logits": logits, "labels": labels}, batch)
         said.append((capture.guessed, capture.source.split("; ")[1]))
@@ -441,11 +441,11 @@ def test_models_are_changed_only_while_validating():
     before = [dict(vars(m)) for m in model.modules()]
     for capture in (*captures, captures[0]):  # which leaves and comes again
         capture.attach(model)
-    (batch,), heard = loader(4), []
-    for capture in captures:
-        capture.start_batch(batch, lambda logits, targets: heard.append(1))
+    (batch,), heard = loader(4), [Heard(), Heard()]
+    for capture, mine in zip(captures, heard, strict=True):
+        capture.start_batch(batch, mine)
     model(**batch)
-    assert heard == [1, 1]
+    assert [mine.ways for mine in heard] == [["update"], ["update"]]
     for capture in captures:
         capture.detach()
     assert [dict(vars(m)) for m in model.modules()] == before
@@ -453,26 +453,30 @@ def test_models_are_changed_only_while_validating():
 
 def test_another_library_that_replaced_forward_gets_its_own_back():
     model, capture = tiny_llama(), Capture()
-    forward, calls = model.forward, []
-    model.forward = own = lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
+    forward, heard = model.forward, Heard()
+    model.forward = own = lambda *args, **kwargs: (
+        heard.ways.append("own"),
+        forward(*args, **kwargs),
+    )[1]
     capture.attach(model)
     (batch,) = loader(4)
-    capture.start_batch(batch, lambda logits, targets: calls.append(2))
+    capture.start_batch(batch, heard)
     model(**batch)
     capture.detach()
-    assert (calls, model.forward) == ([1, 2], own)
+    assert (heard.ways, model.forward) == (["own", "update"], own)
 
 
 def test_no_tensor_is_kept_after_a_batch():
     model, capture = tiny_llama(), Capture()
     capture.attach(model)
     (batch,) = loader(4)
-    seen = []
-    capture.start_batch(batch, lambda logits, targets: seen.append(logits.shape))
+    heard = Heard()
+    capture.start_batch(batch, heard)
     model(batch["input_ids"])
     capture.end_batch(model, None, batch)
     capture.detach()
-    assert seen == [(4, 12, VOCABULARY)]
+    assert [logits.shape for logits in heard.values] == [(4, 12, VOCABULARY)]
+    assert heard not in vars(capture).values()
     assert not [v for v in vars(capture).values() if isinstance(v, (torch.Tensor, tuple, dict))]
 
 
@@ -491,16 +495,55 @@ def test_masked_language_models_are_not_taken_for_causal_ones():
 
 
 def test_repeated_samples_of_a_sampler_are_not_counted():
-    capture, seen = Capture(), []
+    capture, heard = Capture(), Heard()
     (batch,) = loader(4)
     logits = torch.zeros(4, 12, VOCABULARY)
-    capture.start_batch(batch, lambda logits, targets: seen.append(targets), 3)
+    capture.start_batch(batch, heard, repeated=3)
     capture.end_batch(None, {"logits": logits, "labels": batch["labels"]}, batch)
-    assert (seen[0] != -100).sum(1).tolist() == [11, 0, 0, 0]
+    assert (heard.labels[0] != -100).sum(1).tolist() == [11, 0, 0, 0]
     assert (batch["labels"] >= 0).all()
 
 
 # ---------------------------------------------------------------------- what is not to be scored
+
+
+class Heard:
+    """Stands in for a HeldOut, and keeps what it is handed and which way."""
+
+    def __init__(self):
+        self.ways, self.values, self.labels = [], [], []
+
+    def update(self, logits, labels):
+        self._keep("update", logits, labels)
+
+    def update_nll(self, nll, labels):
+        self._keep("update_nll", nll, labels)
+
+    def _keep(self, way, values, labels):
+        self.ways.append(way)
+        self.values.append(values)
+        self.labels.append(labels)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "way"),
+    [({"logits": torch.zeros(4, 12, VOCABULARY)}, "update"), (torch.tensor(1.5), "update_nll")],
+    ids=["logits", "a mean loss"],
+)
+def test_logits_and_nll_are_handed_on_by_ways_of_their_own(outputs, way):
+    capture, heard, (batch,) = Capture(from_loss=True), Heard(), loader(4)
+    capture.start_batch(batch, heard)
+    capture.end_batch(None, outputs, batch)
+    assert heard.ways == [way]
+
+
+def test_logits_of_stacked_sequences_are_refused():
+    """It is not known which of their dimensions is time, so whether they align cannot be read."""
+    capture, (batch,) = Capture(), loader(4)
+    stacked = {"logits": torch.zeros(1, 4, 12, VOCABULARY), "labels": batch["labels"][None]}
+    capture.start_batch(batch, Heard())
+    with pytest.raises(ValueError, match=r"expected one label .* got logits \[1, 4, 12, 32\]"):
+        capture.end_batch(None, stacked, batch)
 
 
 def captured(outputs=None, batch=None, model=None, step=None, **options) -> Perplexity:
@@ -508,7 +551,7 @@ def captured(outputs=None, batch=None, model=None, step=None, **options) -> Perp
     capture, perplexity = Capture(**options), Perplexity()
     if model is not None:
         capture.attach(model)
-    capture.start_batch(batch, perplexity.update)
+    capture.start_batch(batch, perplexity)
     try:
         with torch.no_grad():
             outputs = step(model, batch) if step else outputs
@@ -722,12 +765,12 @@ def test_logits_of_something_else_do_not_hide_those_of_the_language_model():
 
 def test_labels_follow_the_logits_to_their_device():
     """Of a model that is spread over devices, the logits lie on the last one."""
-    seen = []
+    heard = Heard()
     capture, rows = Capture(), loader(2).dataset.rows
-    capture.start_batch({"input_ids": rows}, lambda *pair: seen.extend(x.device for x in pair))
+    capture.start_batch({"input_ids": rows}, heard)
     logits = torch.zeros(2, 12, VOCABULARY, device="meta")
     capture.end_batch(None, {"logits": logits, "labels": rows}, {"input_ids": rows})
-    assert [device.type for device in seen] == ["meta", "meta"]
+    assert [x.device.type for x in (*heard.values, *heard.labels)] == ["meta", "meta"]
 
 
 # ---------------------------------------------------------------------- encoder and decoder
@@ -903,7 +946,7 @@ def test_a_loss_of_parts_is_weighted_by_their_labels():
         labels = torch.full((1, 12), -100)
         labels[0, 1 : counted + 1] = 7
         batch = {"input_ids": labels.clamp(min=0), "labels": labels}
-        capture.start_batch(batch, perplexity.update)
+        capture.start_batch(batch, perplexity)
         capture.end_batch(None, torch.tensor(loss), batch)
     assert (float(perplexity.nll_sum), int(perplexity.count)) == (5.0, 4)
 

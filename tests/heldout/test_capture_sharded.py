@@ -90,11 +90,17 @@ def captured(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[float, int]:
     """NLL and count that this process contributes."""
     perplexity, capture = Perplexity(sync_on_compute=False), Capture(labels_are_shifted=False)
 
-    def consume(values: torch.Tensor, labels: torch.Tensor) -> None:
-        assert labels.numel(), "nothing to count"
-        perplexity.update(values, labels)
+    class NeverEmpty:
+        def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+            assert labels.numel(), "nothing to count"
+            assert not isinstance(logits, DTensor), "each process measures what it holds"
+            perplexity.update(logits, labels)
 
-    capture.start_batch({"input_ids": tokens}, consume)
+        def update_nll(self, nll: torch.Tensor, labels: torch.Tensor) -> None:
+            assert labels.numel(), "nothing to count"
+            perplexity.update_nll(nll, labels)
+
+    capture.start_batch({"input_ids": tokens}, NeverEmpty())
     capture.end_batch(None, {"logits": logits, "labels": tokens}, {"input_ids": tokens})
     return float(perplexity.nll_sum), int(perplexity.count)
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_lscore.heldout import nll as module
+from lightning_lscore.heldout import buffered, compiled, numerics, softmax
 from lightning_lscore.heldout.nll import row_nll, token_nll
 from lightning_lscore.heldout.perplexity import Perplexity
 
@@ -49,7 +49,7 @@ def look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     """Run the test on both formulations; that for GPUs never decides by values."""
     if request.param == "cpu":
         return True
-    monkeypatch.setattr(module, "_may_look", lambda x: False)
+    monkeypatch.setattr(numerics, "may_look", lambda x: False)
     return False
 
 
@@ -75,7 +75,7 @@ def test_nll_is_that_of_float64(dtype, shape, scale, offset, ignored, ignore_ind
     expected = reference(logits, labels, ignore_index)
     for look in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_may_look", lambda x, look=look: look)
+            patch.setattr(numerics, "may_look", lambda x, look=look: look)
             torch.testing.assert_close(
                 row_nll(logits, labels, ignore_index), expected, rtol=1e-9, atol=1.2e-6
             )
@@ -113,7 +113,7 @@ def test_rows_dominated_by_one_value_keep_their_digits(maximum, look):
 
 def test_real_logit_offsets_need_no_second_pass(monkeypatch):
     """Rows as of GPT-2, whose logits stand near -100 or -33, are done in the first pass."""
-    monkeypatch.setattr(module, "_max_sums", lambda x: pytest.fail("done again"))
+    monkeypatch.setattr(softmax, "_max_sums", lambda x: pytest.fail("done again"))
     for offset in (-100.0, -33.0, 0.0, 20.0):
         logits, labels = batch(64, 3000)
         row_nll(logits + offset, labels)
@@ -232,9 +232,9 @@ def test_labels_of_any_integer_type(dtype):
 def test_ignored_rows_are_not_computed(monkeypatch):
     """Only the runs of counted rows reach the sum."""
     seen = []
-    buffered = module._buffered_sums
+    sums = softmax.buffered_sums
     monkeypatch.setattr(
-        module, "_buffered_sums", lambda x, s, runs: (seen.append(runs), buffered(x, s, runs))[1]
+        softmax, "buffered_sums", lambda x, s, runs: (seen.append(runs), sums(x, s, runs))[1]
     )
     logits, labels = batch(2, 5, 30)
     labels[0, :2] = labels[1, 1] = labels[1, 4] = -100
@@ -246,8 +246,8 @@ def test_ignored_rows_are_not_computed(monkeypatch):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_threads_share_the_rows_and_leave_no_trace(monkeypatch, dtype, mode):
     """Work spread over threads gives the same values, and the thread count is what it was."""
-    monkeypatch.setattr(module, "_THREADED", 0)
-    monkeypatch.setattr(module, "_buffer_bytes", lambda x: 1)
+    monkeypatch.setattr(buffered, "_THREADED", 0)
+    monkeypatch.setattr(buffered, "buffer_bytes", lambda x: 1)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -317,6 +317,8 @@ def test_right_where_torchmetrics_is_not():
             r"\[2, 4, 9\].*\[2, 3\].*move",
         ),
         (torch.zeros(4, 9), torch.zeros(4).long(), ValueError, r"3 dimensions.*\[4, 9\].*None"),
+        (torch.zeros(2, 4), torch.zeros(2, 4).long(), ValueError, r"\[2, 4\].*NLL.*update_nll"),
+        (torch.tensor(1.5), torch.zeros(2, 4).long(), ValueError, r"got shape \[\].*update_nll"),
         (torch.zeros(2, 4, 0), torch.zeros(2, 4).long(), ValueError, "Expected logits"),
         (torch.zeros(2, 4, 9).long(), torch.zeros(2, 4).long(), TypeError, "torch.int64.*swapped"),
         (torch.zeros(2, 4, 9), torch.zeros(2, 4), TypeError, "torch.float32.*token ids"),
@@ -340,7 +342,7 @@ def test_ignore_index_is_an_integer():
 
 def test_invalid_targets_show_at_compute_where_looking_would_wait(monkeypatch):
     """On a GPU an invalid target poisons its row, and compute raises until the reset."""
-    monkeypatch.setattr(module, "_may_look", lambda x: False)
+    monkeypatch.setattr(numerics, "may_look", lambda x: False)
     labels = torch.tensor([[1, 9, -1, -100]])
     assert row_nll(torch.zeros(1, 4, 9), labels).isnan().tolist() == [[False, True, True, False]]
     assert row_nll(torch.zeros(1, 4, 9), labels, None)[0, 3].isnan()
@@ -436,15 +438,39 @@ def test_known_nll_is_added_up_as_well():
     expected.update(logits, labels)
     nll = row_nll(logits, labels)
     nll[1, 1:] = math.nan
-    metric.update(nll, labels)
-    metric.update(expected.nll().float(), labels)
+    metric.update_nll(nll, labels)
+    metric.update_nll(expected.nll().float(), labels)
     assert metric.count == 2 * expected.count == 8
     assert metric.nll() == pytest.approx(expected.nll().item(), rel=1e-7)
     metric = Perplexity(ignore_index=None)
-    metric.update(torch.tensor(1.5), labels)
+    metric.update_nll(torch.tensor(1.5), labels)
     assert (metric.nll_sum, metric.count) == (9, 6)
     with pytest.raises(ValueError, match="3 dimensions"):
         metric.update(labels, labels)
+
+
+def test_a_result_is_computed_anew_after_nll_was_added():
+    """As after an update with logits: nothing stale, and no warning that nothing was added."""
+    metric, labels = Perplexity(), torch.zeros(1, 2).long()
+    for nll in (1.0, 3.0):
+        metric.update_nll(torch.full((1, 2), nll), labels)
+        metric.compute()
+    assert metric.compute() == pytest.approx(math.exp(2))
+    assert metric.update_count == 2
+
+
+@pytest.mark.parametrize(
+    ("nll", "error", "says"),
+    [
+        (torch.zeros(2, 4, 9), ValueError, r"\[2, 4\].*got \[2, 4, 9\]; give logits to update"),
+        (torch.zeros(4), ValueError, r"got \[4\]"),
+        (torch.zeros(2, 4).long(), TypeError, "torch.int64"),
+    ],
+)
+def test_nll_has_the_shape_of_its_targets_or_is_their_mean(nll, error, says):
+    """Logits given by mistake are refused, as is a shape that would be stretched to fit."""
+    with pytest.raises(error, match=says):
+        Perplexity().update_nll(nll, torch.zeros(2, 4).long())
 
 
 def _two_ranks(rank: int, folder: str) -> None:
@@ -503,7 +529,7 @@ def test_off_the_cpu_nothing_depends_on_values(compile):
 @pytest.fixture
 def fresh_kernel():
     """Nothing built before the test is used in it, nor anything of it afterwards."""
-    caches = [module._kernel.cache_clear, module._built.clear]
+    caches = [compiled._kernel.cache_clear, compiled._built.clear]
     for clear in caches:
         clear()
     yield
@@ -548,7 +574,7 @@ def test_the_kernels_exponential_is_that_of_float64_to_a_few_roundings(z, power)
     x = (torch.linspace(*z, 100_001) + power) * math.log(2)
     # Uncompiled, the product is rounded before the sum: that is not the exponential's doing.
     expected = torch.exp2((x * math.log2(math.e)).double() - power)
-    error = module._powers(x, torch.tensor(power)).double() / expected - 1
+    error = compiled._powers(x, torch.tensor(power)).double() / expected - 1
     assert error.abs().max() < 3e-7
     assert error.mean().abs() < 2e-8
 
@@ -559,7 +585,7 @@ def test_the_kernels_exponential_keeps_what_is_out_of_range_apart(power):
     odd_nan = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
     large = power * math.log(2) + 90
     x = torch.tensor([-torch.inf, -1e38, -1e4, large, 400.0, 1e6, 1e38, torch.inf, torch.nan])
-    y = module._powers(torch.cat([x, odd_nan, -odd_nan]), torch.tensor(power))
+    y = compiled._powers(torch.cat([x, odd_nan, -odd_nan]), torch.tensor(power))
     assert ((y[:3] >= 0) & (y[:3] < 1e-37)).all()
     assert (y[3:8] > 1e37).all()
     assert y[8:].isnan().all()
@@ -609,8 +635,8 @@ def test_kernel_that_fails_later_falls_back(monkeypatch, fresh_kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernel_compiled_in_earnest_is_exact(monkeypatch, fresh_kernel, dtype, look):
     """Both kernels go through the compiler as they are, for logits of several sizes."""
-    monkeypatch.setattr(module, "_buffered_sums", lambda *args: pytest.fail("not compiled"))
-    monkeypatch.setattr(module, "_max_sums_of_parts", lambda x: pytest.fail("not compiled"))
+    monkeypatch.setattr(softmax, "buffered_sums", lambda *args: pytest.fail("not compiled"))
+    monkeypatch.setattr(softmax, "_max_sums_of_parts", lambda x: pytest.fail("not compiled"))
     for rows, vocabulary in ((5, 3000), (7, 4100)):
         logits, labels = batch(rows, vocabulary)
         nll = row_nll(logits.to(dtype), labels, compile=True)

@@ -102,6 +102,17 @@ def test_grouped_products_count_as_those_of_all_groups(a, b, groups):
     assert step.flops == 2 * groups * a[-2] * a[-1] * b[-1]
 
 
+def test_it_says_whether_it_counts():
+    """Between start and stop only, however often it stops."""
+    step = CountedStep()
+    assert not step.is_counting
+    step.start()
+    assert step.is_counting
+    for _ in range(2):
+        step.stop()
+        assert not step.is_counting
+
+
 def test_what_checkpointing_computes_again_is_in_a_count():
     """As its convention says: one forward pass more, of three parts."""
     layer = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU())

@@ -229,6 +229,15 @@ def test_a_function_counts_tokens_in_sequences_of_a_length_that_is_found():
     assert counter.by_length == {4: 7, 0: 14}
 
 
+def test_tokens_that_were_counted_elsewhere_are_added():
+    """A batch of which only the number of tokens is known: no sequences, and of length 0."""
+    counter = TokenCounter()
+    counter.add({"input_ids": IDS})
+    counter.add_counted(7)
+    assert counter.by_length == {4: 12, 0: 7}
+    assert (counter.total, counter.batches, counter.samples, counter.uncounted) == (19, 2, 3, 0)
+
+
 class OnAnotherDevice(torch.Tensor):
     """A CPU tensor that says it lies on a GPU, and counts how often it is fetched."""
 

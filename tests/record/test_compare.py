@@ -7,9 +7,6 @@ import re
 from dataclasses import replace
 
 import pytest
-
-from lightning_lscore.equation.formula import Factor, Formula
-from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.record.compare import (
     comparable_with_last,
     comparison,
@@ -17,6 +14,10 @@ from lightning_lscore.record.compare import (
     why_incomparable,
 )
 from lightning_lscore.record.records import Record
+
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.show.tables import best_record, spending_summary, validation_table
 
 CHEAP = Formula(D=Factor("tokens", 1000.0, 0.01))

@@ -9,11 +9,6 @@ from dataclasses import asdict, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lightning_lscore.equation.formula import Factor, Formula
-from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.equation.prediction import Prediction
-from lightning_lscore.record import records
 from lightning_lscore.record.records import (
     RECORD_FILE,
     Record,
@@ -21,6 +16,12 @@ from lightning_lscore.record.records import (
     read_records,
     records_since,
 )
+
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.equation.prediction import Prediction
+from lightning_lscore.record import records
 
 FORMULA = Formula(D=Factor("tokens", 1000.0), H=Factor("energy_kwh", 1.0), A=0.5)
 

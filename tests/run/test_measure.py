@@ -7,8 +7,8 @@ import pytest
 
 from lightning_lscore.equation.evidence import OccupiedDevice
 from lightning_lscore.equation.formula import Formula
-from lightning_lscore.equation.measurements import MEASURES
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.equation.measures import MEASURES
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.heldout.evaluation import Evaluation
 from lightning_lscore.model.parameters import ParameterCount
 from lightning_lscore.run import measure

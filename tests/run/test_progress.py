@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.run.progress import CURVE_POINTS, Progress
 from lightning_lscore.run.spending import Spending

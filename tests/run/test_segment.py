@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.flops import FlopsModel
 from lightning_lscore.run.segment import Segment
 from lightning_lscore.run.spending import Spending
@@ -31,7 +31,12 @@ class FakeSampler:
         readings = self.told.count("resume")
         joules = self.watts * 3600 * readings
         peak = 7 * bool(readings)
-        seen = Totals(readings=readings, memory_peak_bytes=peak, energy_joules=joules)
+        seen = Totals(
+            readings=readings,
+            memory_peak_bytes=peak,
+            energy_joules=joules,
+            energy_known_seconds=3600.0 * readings,
+        )
         return {"GPU-1": seen}
 
     def missing(self):

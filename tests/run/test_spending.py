@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.run.spending import Spending
 
 # Whole numbers in floats, so that sums are exact and order does not matter.

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lscore.equation.formula import Factor, Formula, compute_optimal_tokens
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.law import compute_optimal_tokens
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.parameters import ParameterCount
-from lightning_lscore.record.records import Record
+from lightning_lscore.record.record import Record
 from lightning_lscore.run.plan import Plan
 from lightning_lscore.run.progress import Progress
 from lightning_lscore.run.spending import Spending

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from lightning_lscore.equation.measures import OF_A_VALIDATION
-from lightning_lscore.hardware.meter import Totals
+from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.run.spending import Spending
 
 DEVICES = 2

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, PlainLM, loader, reference_perplexity, run_python
-from lightning_lscore.record.comparable import why_incomparable
 
 from lightning_lscore import Factor, Formula, Tracker, read_records
 from lightning_lscore.curve.patience import Patience
+from lightning_lscore.record.comparable import why_incomparable
 from lightning_lscore.run.segment import Segment
 
 SCRIPT = Path(__file__).parents[1] / "loop_run.py"

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lscore.curve.calibrate import calibrate
-from lightning_lscore.equation.formula import Factor, Formula
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.record.records import Record
+from lightning_lscore.record.record import Record
 from lightning_lscore.show.calibration import explain_calibration
 from lightning_lscore.show.equation_in_words import exchange_rates, overview, worked_example
 from lightning_lscore.show.explain import explain_run, idle_cost

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 from matplotlib.image import imread
 
-from lightning_lscore.equation.formula import Formula, Score
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.record.records import Record, append_record
+from lightning_lscore.equation.score import Score
+from lightning_lscore.record.file import append_record
+from lightning_lscore.record.record import Record
 from lightning_lscore.show.plots import plot_run
 
 

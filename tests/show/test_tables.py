@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lscore.equation.evidence import DeviceUse, OccupiedDevice
-from lightning_lscore.equation.formula import Factor, Formula, Score
+from lightning_lscore.equation.factor import Factor
+from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Prediction, Unpredictable
+from lightning_lscore.equation.score import Score
 from lightning_lscore.record.comparable import best_record
-from lightning_lscore.record.records import Record
+from lightning_lscore.record.record import Record
 from lightning_lscore.show.device_table import SHOWN_DEVICES, device_table
 from lightning_lscore.show.tables import expectation, spending_summary, validation_table
 

@@ -7,12 +7,12 @@ measured, so a run can always be scored again under another formula.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..equation.formula import Formula
 from ..equation.level import first_reached, with_level
-from .records import Record
+from .record import Record
 
 
 def why_incomparable(a: Record, b: Record) -> list[str]:
@@ -31,7 +31,7 @@ def why_other_set(a: Record, b: Record, *, nominal: bool) -> list[str]:
             perplexity of a token asks for the same tokens.
     """
     what, key = ("text", "bytes") if nominal else ("tokens", "fingerprints")
-    sets = [r.evaluation.get(key) for r in (a, b)]
+    sets = [getattr(r.evaluation, key, None) for r in (a, b)]
     if sets[0] != sets[1]:
         return [f"evaluated on other held-out {what}"]
     if not sets[0] and a.run != b.run:
@@ -42,6 +42,12 @@ def why_other_set(a: Record, b: Record, *, nominal: bool) -> list[str]:
 def comparable_with_last(records: Sequence[Record]) -> list[Record]:
     """The validations whose L compares with that of the last one, which is among them."""
     return [r for r in records if r is records[-1] or not why_incomparable(r, records[-1])]
+
+
+def best_record(records: Sequence[Record]) -> Record | None:
+    """The validation with the lowest L of those that compare with the last; None without one."""
+    scored = [r for r in comparable_with_last(records) if r.L is not None and not math.isnan(r.L)]
+    return min(scored, key=lambda r: r.score.L, default=None)  # type: ignore[return-value, arg-type]
 
 
 def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
@@ -64,40 +70,3 @@ def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
         score = formula.score(m)
         again.append(replace(record, measurements=m, score=score, formula=formula.to_dict()))
     return again
-
-
-def comparison(runs: Mapping[str, Sequence[Record]], formula: Formula | None = None) -> str:
-    """Best and last L of runs side by side, all under one formula, which is named.
-
-    Args:
-        runs: the validations of each by its name, at least one of each.
-        formula: under which all are scored again. Default: the first run's.
-
-    Raises:
-        ValueError: if a run was evaluated on another set than the first.
-    """
-    from ..show.tables import best_record, columns, count, duration, number
-
-    (first_name, first), *_ = runs.items()
-    formula = formula or Formula.from_dict(first[-1].formula)
-    rows = [("run", "tokens", "device time", "last L", "perplexity", "best L", "at step", "")]
-    best: dict[str, Record | None] = {}
-    again = {name: rescored(records, formula) for name, records in runs.items()}
-    for name, records in again.items():
-        if why := why_incomparable(records[-1], again[first_name][-1]):
-            raise ValueError(
-                f"expected runs on one evaluation set, got {name}: {why[0]} than {first_name}. "
-                "Evaluate both on the same set, or across tokenizers score them under a formula "
-                'with T="nominal_perplexity".'
-            )
-        best[name] = best_record(records)
-    Ls = [r.L for r in best.values() if r is not None and r.L is not None]
-    for name, records in again.items():
-        last, top = records[-1], best[name]
-        m = last.measurements
-        spent = (count(m.tokens), duration(m.device_hours))
-        L, step = (None, "-") if top is None else (top.L, str(top.step))
-        mark = "<" if L is not None and L == min(Ls) else ""
-        scores = (number(last.L), number(last.score.perplexity), number(L), step, mark)
-        rows.append((name, *spent, *scores))
-    return "\n".join([f"Scored under one formula: {formula.origin}.", "", *columns(rows, left=1)])

@@ -1,0 +1,243 @@
+"""The file of a run's record: appended to line by line, and whole after a crash at any byte.
+
+A line that a crash cut off is passed over when reading and cut away by the next write. What was
+repeated after a resume replaces what it repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+from ..equation.baseline import register_reader
+from . import schema1
+from .lines import SCHEMA, Context, lines_of
+from .record import Record
+
+RECORD_FILE = "lscore.jsonl"
+SEARCHED_BYTES = 2**26  # of a file's end, for the newest line of a run
+
+# What this process wrote last into each file: its device, inode and size, and the context's hash.
+_written: dict[str, tuple[int, int, int, str]] = {}
+
+
+def append_record(path: str | os.PathLike[str], record: Record) -> None:
+    """Add a validation, on disk when this returns. A torn line is cut off first.
+
+    The line of context goes before it, unless this process wrote the same one last and nobody has
+    changed the file since.
+
+    Raises:
+        OSError: if the file cannot be written.
+        TypeError: if a value of the record is no JSON.
+    """
+    key, context, validation = lines_of(record)
+    path = os.path.abspath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "a+b") as file:
+        _cut_torn_line(file)
+        known = _written.pop(path, None) == (*_place(file), key)
+        # One write: a crash tears at most one line, and readers see it whole or not at all.
+        file.write((validation if known else context + validation).encode())
+        file.flush()
+        os.fsync(file.fileno())
+        _written[path] = (*_place(file), key)
+
+
+def _place(file: IO[bytes]) -> tuple[int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Read the validations that a run wrote, oldest first.
+
+    Args:
+        path: a record file, or a folder that holds ``lscore.jsonl``.
+
+    Returns:
+        Records in the order written. Where a run went on from a checkpoint and validated again,
+        the repeated validations replace those that the resume threw away.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the message says where it was looked for.
+        ValueError: if a line is not a record; the message names the file and the line. A last line
+            without its end, as a crash leaves it, is passed over.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, RECORD_FILE)
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"no record at {path}: expected the {RECORD_FILE} that LScore writes into the run's "
+            "log directory, or the folder that holds it."
+        )
+    records: list[Record | None] = []
+    kept: dict[str, list[tuple[int, int]]] = {}  # of each run's lines, the batch and the place
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for record in _read(file, path):
+            mine = kept.setdefault(record.run, [])
+            batch = record.batch
+            while mine and mine[-1][0] >= batch:  # each is taken out once: linear in all
+                records[mine.pop()[1]] = None
+            mine.append((batch, len(records)))
+            records.append(record)
+    return [r for r in records if r is not None]
+
+
+def _read(file: IO[str], path: str) -> Iterator[Record]:
+    reader = _Reader()
+    for number, line in enumerate(file, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            record = reader.take(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if record is not None:
+            yield record
+
+
+class _Reader:
+    """Turns lines into records, each with the context that stands before it."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[Any, Context] = {}
+        self._before: dict[Any, Record] = {}  # the newest record of each context
+
+    def take(self, line: str) -> Record | None:
+        """Return the record of a line; None for a context.
+
+        Raises:
+            ValueError: if the line is neither, or of an unknown schema.
+        """
+        try:
+            data = json.loads(line)
+            schema = data.get("schema") if isinstance(data, dict) else None
+            if type(schema) is not int or schema not in (1, SCHEMA):
+                raise ValueError(f'expected a JSON object with "schema": 1 or {SCHEMA}')
+            if schema == 1:
+                self._before[1] = record = schema1.record_of(data, self._before.get(1))
+                return record
+            key = data["context"]
+            if "run" in data:
+                self._contexts[key] = Context.of(data)
+                return None
+            self._before[key] = record = self._contexts[key].record(data, self._before.get(key))
+            return record
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+
+    def knows(self, key: Any) -> bool:
+        """Whether the context of this hash was taken."""
+        return key in self._contexts
+
+
+def read_run(path: str | os.PathLike[str]) -> list[Record]:
+    """Read the validations of one run, the newest in the file, oldest first.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_records`, and where the file holds no record.
+    """
+    records = read_records(path)
+    if not records:
+        raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
+    return [r for r in records if r.run == records[-1].run]
+
+
+register_reader(read_run)  # for Formula.from_record(path)
+
+
+def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:
+    """Read one run's lines from the newest back to the first at ``batch`` or before.
+
+    They are read from the end of the file, so a long one takes no longer than a short one; at most
+    ``SEARCHED_BYTES`` are read for them. A context may lie further ahead.
+
+    Args:
+        path: a record file.
+        run: the run's identifier.
+        batch: of a checkpoint, say.
+
+    Returns:
+        Newest first; empty if there is no such file, or no such line.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the last line, or one that belongs to the run, is not a record.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return []
+    marks = (b'"context":', json.dumps(run).encode())  # of schema 2, and of schema 1
+    with file:
+        reader, end, size = _Reader(), file.seek(0, os.SEEK_END), 2**14
+        while True:
+            size = min(4 * size, SEARCHED_BYTES, end)
+            file.seek(end - size)
+            lines = file.read(size).split(b"\n")[:-1]  # the last part is a torn line, or empty
+            if size < end:
+                del lines[:1]  # its beginning is further ahead
+            found: list[Record] = []
+            for i, line in enumerate(reversed(lines)):
+                if i and not any(mark in line for mark in marks):
+                    continue
+                record = _take_backwards(file, reader, line)
+                if record is not None and record.run == run:
+                    found.append(record)
+                    if record.batch <= batch:
+                        return found
+            if size in (SEARCHED_BYTES, end):
+                return found
+
+
+def _take_backwards(file: IO[bytes], reader: _Reader, line: bytes) -> Record | None:
+    """The record of a line whose context was perhaps not read yet."""
+    text = line.decode(errors="replace")
+    try:
+        key = json.loads(text).get("context")
+    except (ValueError, AttributeError, RecursionError):
+        key = None
+    if isinstance(key, str) and not reader.knows(key):
+        context = _find_backwards(file, f'"context":{json.dumps(key)},"run":'.encode())
+        if context:
+            reader.take(context.decode(errors="replace"))
+    return reader.take(text)
+
+
+def _find_backwards(file: IO[bytes], mark: bytes, block: int = 2**20) -> bytes:
+    """The last line that has ``mark``; empty if there is none."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        at = file.read(end - start + len(mark)).rfind(mark)
+        if at >= 0:
+            file.seek(_line_start(file, start + at))
+            return file.readline()
+        end = start
+    return b""
+
+
+def _line_start(file: IO[bytes], place: int, block: int = 2**16) -> int:
+    """Where the line begins that ``place`` lies in."""
+    while place > 0:  # backwards in blocks: the file may be long
+        start = max(0, place - block)
+        file.seek(start)
+        newline = file.read(place - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        place = start
+    return 0
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.truncate(_line_start(file, end))

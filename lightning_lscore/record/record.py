@@ -1,0 +1,66 @@
+"""One validation of a run, as the record keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
+from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
+from ..equation.prediction import Prediction, Unpredictable
+from ..equation.score import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One validation: what was measured, the formula in force, the score, and where it ran."""
+
+    run: str
+    """Identifies the run; a resumed run keeps it."""
+    batch: int
+    """Micro-batches of one process so far: the order of a run's validations."""
+    step: int
+    """Optimiser steps so far (the Trainer's ``global_step``)."""
+    epoch: int
+    time: str
+    """When the line was written, ISO 8601, UTC."""
+    measurements: Measurements
+    score: Score
+    formula: Mapping[str, Any]
+    """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
+    evaluation: EvaluationSet | None = None
+    """What T was measured on; None without a validation."""
+    lost_device_hours: float = 0.0
+    """Spent in training that was thrown away, where the run went on from an earlier checkpoint; in
+    no measure above. A lower bound: nothing records the time between the last validation before a
+    crash and the crash."""
+    prediction: Prediction | Unpredictable | None = None
+    """The best L expected, or why there is no forecast."""
+    devices: tuple[OccupiedDevice, ...] = ()
+    """What the run computes on now."""
+    hardware: Mapping[str, DeviceUse] = field(default_factory=dict)
+    """What each device did in training since the run began, by its key; also of the devices that
+    the run computed on before a resume."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def L(self) -> float | None:
+        """The cost-adjusted perplexity of this validation."""
+        return self.score.L
+
+    def logged_values(self) -> dict[str, float]:
+        """Return what loggers get, by key; what has no value is absent."""
+        score, measured = self.score, self.measurements.measured()
+        values = {
+            "L": score.L,
+            "perplexity": self.measurements.perplexity,
+            "f_D": score.f_D,
+            "f_A": score.f_A,
+            "f_H": score.f_H,
+            "lscore/best_L_expected": getattr(self.prediction, "best_L", None),
+            **{f"lscore/{k}": v for k, v in measured.items() if MEASURES[k].logged},
+            **{f"lscore/{k}": v for k, v in self.measurements.own.items()},
+        }
+        return {key: value for key, value in values.items() if value is not None}
