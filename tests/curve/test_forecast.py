@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_curves import power_law
 
-from lightning_lscore.curve.bent_line import fit_line
-from lightning_lscore.curve.extrapolation import EXPONENTS, exponents_of_the_past, newest_stretch
 from lightning_lscore.curve.forecast import FARTHEST, LEAST, predict
-from lightning_lscore.curve.points import points_of, thinned
+from lightning_lscore.curve.points import thinned
 from lightning_lscore.equation.prediction import Prediction, Unpredictable
 
 
@@ -31,11 +29,6 @@ def ask(spent, ln_T, weight=0.05, planned=None, reference=None):
         best_spent=best,
         planned=planned,
     )
-
-
-def power_law(spent, beta=0.4, rise=1.0, noise=0.0, seed=0):
-    rng = random.Random(seed)
-    return [2 + rise * s**-beta + rng.gauss(0, noise) for s in spent]
 
 
 def optimum(beta, rise, weight):
@@ -110,18 +103,6 @@ def test_more_can_be_won_than_lost():
     found = ask(range(1, 41), power_law(range(1, 41)), 0.01, planned=160)
     down, up = found.best_L / found.best_L_low, found.best_L_high / found.best_L
     assert math.log(down) > 1.5 * math.log(up)
-
-
-def test_stretches_of_about_one_doubling_back_are_the_best_evidence():
-    """A short way averages over little, and a long one is out of date."""
-    points = points_of(range(1, 101), power_law(range(1, 101)))
-    here = {q: fit_line(newest_stretch(points), q) for q in EXPONENTS}
-    q, variance, new = zip(*exponents_of_the_past(points, here, 0.0), strict=True)
-    assert q == pytest.approx([-0.4] * len(q), abs=0.1)
-    assert new == pytest.approx([0.5] * len(q), abs=0.1)
-    assert variance.index(min(variance)) == 1
-    assert variance[0] > 1.15 * variance[1]
-    assert variance[-1] > 1.15 * variance[1]
 
 
 def test_four_validations_in_a_line_by_chance_are_not_taken_for_precise():
@@ -308,14 +289,6 @@ def test_a_stretch_that_did_not_fall_is_no_evidence(rise):
     found, clean = ask(spent, ln_T, planned=240), ask(spent, power_law(spent), planned=240)
     assert isinstance(found, Prediction)
     assert found.best_L == pytest.approx(clean.best_L, rel=0.01)
-
-
-def test_long_curves_are_thinned():
-    few, many = (
-        points_of([i / n for i in range(1, n + 1)], power_law(range(1, n + 1))) for n in (90, 9000)
-    )
-    assert sum(n for _, _, n in few) == 90 - 1  # 6 doublings back, all but the first
-    assert len(many) <= 16 * 6 + 1
 
 
 def test_more_validations_of_the_same_curve_change_little():

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from lightning_lscore.record.records import Record, append_record
 
 from lightning_lscore.equation import baseline as baseline_module
 from lightning_lscore.equation.baseline import register_reader
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.record.file import append_record
+from lightning_lscore.record.record import Record
 
 
 def baseline(**measured):
