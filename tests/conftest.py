@@ -121,6 +121,14 @@ def reference_perplexity(model, *loaders: DataLoader) -> float:
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Measured peaks are kept for this session's tests alone, and their subprocesses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def trainer(tmp_path):
     """Makes Trainers that write below the test's own folder and print nothing."""

@@ -7,6 +7,7 @@ lets us read it. Worker processes of a data loader are processes of their own an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from .probe import Device, Reading, why_missing
 
-__all__ = ["CpuProbe"]
+__all__ = ["CpuProbe", "usable_threads"]
 
 
 class CpuProbe:
@@ -44,7 +45,7 @@ class CpuProbe:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads!r}; None takes them all")
         self._root = Path(root)
-        self._threads = threads or _usable_threads()
+        self._threads = threads or usable_threads()
         self._now = now
         self._process_time = process_time
         self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
@@ -136,7 +137,8 @@ def _memory_peak_bytes(why: dict[str, str]) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _usable_threads() -> int:
+def usable_threads() -> int:
+    """Return how many CPUs this process may run on at a time."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -151,9 +153,10 @@ def _key(root: Path) -> str:
 
 
 def _model_name(root: Path) -> str:
-    try:
-        text = (root / "proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine() or "CPU"
+    # Line by line: with hundreds of CPUs the whole file takes the kernel many milliseconds.
+    with contextlib.suppress(OSError), open(root / "proc/cpuinfo", errors="replace") as lines:
+        for line in lines:
+            found = re.match(r"model name\s*:\s*(.+)$", line)
+            if found:
+                return found[1].strip()
+    return platform.processor() or platform.machine() or "CPU"

@@ -104,7 +104,9 @@ def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
 
 
 def _described(device: Device, root: torch.device, dtype: str, threads: int) -> OccupiedDevice:
-    peak = peak_flops(device.name, dtype) or measured_peak(root, dtype, threads=threads)
+    peak = peak_flops(device.name, dtype) or measured_peak(
+        root, dtype, name=device.name, threads=threads
+    )
     return OccupiedDevice(
         key=device.key,
         name=device.name,

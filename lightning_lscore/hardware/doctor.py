@@ -86,7 +86,7 @@ def examine(
 
 
 def _speed(name: str, dtype: str, place: torch.device, missing: dict[str, str]) -> Iterator[str]:
-    published, measured = peak_flops(name, dtype), measured_peak(place, dtype)
+    published, measured = peak_flops(name, dtype), measured_peak(place, dtype, name=name, anew=True)
     if published is not None:
         yield _line(f"peak {dtype}", f"{_tera(published.flops)}: {published.source}")
     if measured is not None:

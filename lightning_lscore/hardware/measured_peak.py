@@ -1,40 +1,54 @@
-"""How fast a device multiplies matrices, for one whose peak nobody publishes."""
+"""The peak of a device that is in no table: measured once, and kept for later runs.
+
+A measurement is only as good as the machine is quiet. A figure from a quiet machine stands, so
+that runs there compare however busy the machine is when they start. A figure from a busy machine
+is marked so, and the next process measures again.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
+from .peak_cache import AGREE, CachedPeak, PeakCache, better, cache_folder
 from .peaks import Peak
+from .products import Rate, multiply
 
 __all__ = ["measured_peak"]
+
+ROUND_SECONDS = 0.3
+ENOUGH_SECONDS = 1.5
+"""No round begins that would end later than this after the first began."""
+
+_known: dict[tuple[Any, ...], Peak | None] = {}
+"""What this process has found: it measures nothing twice."""
 
 
 def measured_peak(
     device: Any,
     dtype: str,
     *,
+    name: str,
     threads: int | None = None,
-    seconds: float = 0.3,
+    anew: bool = False,
     now: Callable[[], float] = time.perf_counter,
 ) -> Peak | None:
-    """The fastest of several square matrix products, in the run's own precision settings.
+    """Return how fast a device multiplies matrices: known, kept from an earlier run, or measured.
 
-    A 16-bit format that the device has to imitate, as many a CPU at a hundredth of the rate, does
-    not make it a slower device: float32, which holds the same numbers, is measured too, and the
-    faster of the two counts.
-
-    A stand-in for a published peak, and lower: 60 to 95 % of it where there is one. Call it once,
-    before training: it synchronises the device and holds up to 0.8 GB of its memory for a moment.
-    Leaves the random generators, the number of threads and autocast as they were.
+    A stand-in for a published peak, and lower: 60 to 95 % of it where there is one. It takes about
+    0.6 s on a quiet machine and up to 1.5 s on a busy one, once; see ``products.multiply`` for what
+    it does meanwhile. A cache that cannot be used costs the saving and nothing else.
 
     Args:
-        device: a `torch.device` or its name.
-        dtype: as for `peak_flops`; `tf32` multiplies in float32, as torch is set to.
+        device: A ``torch.device`` or its name.
+        dtype: As for ``peak_flops``.
+        name: The device's name by its vendor: what a kept peak is found by, beside the precision,
+            the threads and torch's version.
         threads: CPU threads; None: as many as torch uses.
-        seconds: about how long it may take. Warm-up and slow devices may double it.
-        now: seconds.
+        anew: Measure even if the peak is known. The best of both counts.
+        now: Seconds of wall time.
 
     Returns:
         None if torch cannot multiply in that precision there, or has no memory for it.
@@ -42,78 +56,77 @@ def measured_peak(
     import torch
 
     device = torch.device(device)
-    name = "float32" if dtype == "tf32" else dtype
-    if name not in ("float64", "float32", "bfloat16", "float16"):
-        return None  # torch has no public product of float8 matrices
-    formats = (name, "float32") if name.endswith("16") else (name,)
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            each = seconds / len(formats)
-            rates = {f: _fastest_product(device, getattr(torch, f), each, now) for f in formats}
-    except (RuntimeError, TypeError):  # not implemented there, or out of memory at once
-        return None
-    finally:
-        torch.set_num_threads(before)
-    best = max(formats, key=lambda f: rates[f])
-    flops, size = rates[best]
-    source = f"measured: {dtype if best == name else best} product of {size} x {size} matrices"
-    source += f" on {device}" + (f", {threads or before} threads" if device.type == "cpu" else "")
-    if best != name:
-        source += f" ({dtype}: {rates[name][0] / flops:.2g} times as fast)"
-    return Peak(flops=flops, source=source)
-
-
-def _fastest_product(
-    device: Any, dtype: Any, seconds: float, now: Callable[[], float]
-) -> tuple[float, int]:
-    """The best FLOP/s, and the size that gave it. Sizes grow as far as the time allows."""
-    import torch
-
     on_cpu = device.type == "cpu"
-    synchronize = getattr(getattr(torch, device.type), "synchronize", lambda: None)
-    generator = torch.Generator(device=device).manual_seed(0)  # not the global one
-    best, best_size = 0.0, 0
-    deadline = now() + seconds
-    left = seconds
-    for size in (512, 1024, 2048) if on_cpu else (1024, 2048, 4096, 8192):
-        if best and not _fits(device, dtype, size):
+    of = {
+        "device": name,
+        "kind": device.type,
+        "dtype": dtype,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "threads": (threads or torch.get_num_threads()) if on_cpu else None,
+        "torch": str(torch.__version__),
+    }
+    key = tuple(of.values())
+    if not anew and key in _known:
+        return _known[key]
+
+    cache, kept, trouble = None, None, list[str]()
+    try:
+        cache = PeakCache(cache_folder(), of)
+        kept = cache.load()
+    except Exception as error:  # whatever it is, a fit does not end for it
+        trouble.append(f"the cache could not be read: {str(error) or repr(error)}")
+    best = kept
+    if anew or kept is None or kept.disturbed:
+        best = better(kept, _measure(device, dtype, threads, kept, now))
+        if best is not None and best != kept and cache is not None:
+            try:
+                best = cache.save(best)
+            except Exception as error:
+                trouble.append(f"it could not be kept: {str(error) or repr(error)}")
+    _known[key] = None if best is None else _peak(best, best == kept, trouble)
+    return _known[key]
+
+
+def _measure(
+    device: Any,
+    dtype: str,
+    threads: int | None,
+    kept: CachedPeak | None,
+    now: Callable[[], float],
+) -> CachedPeak | None:
+    """Rounds of products until two quiet ones agree, or it is long enough.
+
+    After an earlier measurement on a busy machine a single round shows whether it is quiet now.
+    """
+    start, rounds, disturbed = now(), list[Rate](), ""
+    while True:
+        rate = multiply(device, dtype, threads=threads, seconds=ROUND_SECONDS)
+        if rate is None:
             break
-        a, b = (
-            torch.randn(size, size, device=device, dtype=dtype, generator=generator)
-            for _ in range(2)
-        )
-        out = torch.mm(a, b)  # warm-up: the library chooses its kernel here
-        # Several small ones in one go on a GPU, so that their launch does not weigh in.
-        products = 1 if on_cpu else max(1, 2**33 // size**3)
-        fastest, repeats = float("inf"), 0
-        # The next size takes eightfold; it is worth a warm-up and three products at least.
-        while left > 0 and (repeats < 3 or left < 4 * 8 * fastest):
-            synchronize()
-            start = now()
-            for _ in range(products):
-                torch.mm(a, b, out=out)
-            synchronize()
-            end = now()
-            fastest = min(fastest, max(end - start, 1e-9) / products)
-            repeats += 1
-            left = deadline - end
-        best, best_size = max((best, best_size), (2 * size**3 / fastest, size))
-        if left <= 0:
+        rounds.append(rate)
+        fastest = max(r.flops for r in rounds)
+        quiet = [r for r in rounds if not r.disturbed and r.flops >= AGREE * fastest]
+        if len(quiet) >= 2:
             break
-    del a, b, out
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return best, best_size
+        disturbed = rate.disturbed
+        left = ENOUGH_SECONDS - (now() - start)
+        if (kept is not None and disturbed) or left < ROUND_SECONDS:
+            break
+    if not rounds:
+        return None
+    if quiet and (len(quiet) >= 2 or len(rounds) == 1):  # a slow device has time for one alone
+        disturbed = ""
+    else:
+        disturbed = disturbed or "its rate changed between the rounds"
+    best = max(rounds, key=lambda r: r.flops)
+    moment = datetime.now(timezone.utc).isoformat(timespec="minutes")
+    return CachedPeak(flops=best.flops, what=best.what, measured_at=moment, disturbed=disturbed)
 
 
-def _fits(device: Any, dtype: Any, size: int) -> bool:
-    """Whether three such matrices take less than a quarter of the device's free memory."""
-    import torch
-
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return bool(4 * 3 * size * size * dtype.itemsize < free)
+def _peak(best: CachedPeak, was_kept: bool, trouble: list[str]) -> Peak:
+    source = f"measured: {best.what}, {best.measured_at}"
+    if was_kept:
+        source += ", kept since then"
+    if best.disturbed:
+        source += f"; maybe too low, as the machine was busy: {best.disturbed}"
+    return Peak(flops=best.flops, source="; ".join([source, *trouble]))

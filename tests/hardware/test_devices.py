@@ -173,14 +173,14 @@ def test_a_peak_that_is_in_no_table_is_measured(monkeypatch):
     """On the rank's own device, with the threads of all ranks on the host."""
     asked = []
 
-    def measured(device, dtype, *, threads=None):
-        asked.append((str(device), dtype, threads))
+    def measured(device, dtype, *, name, threads=None):
+        asked.append((str(device), dtype, name, threads))
         return Peak(flops=3e9, source="measured: a product")
 
     monkeypatch.setattr(devices, "peak_flops", lambda name, dtype: None)
     monkeypatch.setattr(devices, "measured_peak", measured)
     found, _ = find_all([("a", "cpu", []), ("a", "cpu", [])])
-    assert asked == [("cpu", "float32", 5)]
+    assert asked == [("cpu", "float32", "Invented CPU", 5)]
     assert found.peak_flops == 3e9
     assert found.described[0].peak_source == "measured: a product"
 

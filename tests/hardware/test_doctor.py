@@ -24,7 +24,7 @@ VERSIONS = {"lightning-lscore": "1.2"}
 def no_products(monkeypatch):
     """Matrix products take time; their figure is tested elsewhere."""
     peak = Peak(flops=30e12, source="measured: a product")
-    monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype: peak)
+    monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype, **_: peak)
 
 
 class Ticks:
@@ -120,7 +120,7 @@ def test_a_device_that_is_lost_while_it_is_read_ends_nothing(monkeypatch):
 
 
 def test_a_device_without_a_driver_or_a_peak_says_so(monkeypatch):
-    monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype: None)
+    monkeypatch.setattr(doctor, "measured_peak", lambda place, dtype, **_: None)
     device = Device(key="xpu:0", name="Some accelerator", kind="xpu")
     found, missing = examined(SilentProbe(device, "nothing reads these yet"))
     assert found["busy_fraction"] == "unavailable: nothing reads these yet"
