@@ -28,10 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.batch import find_mask, find_tokens, integer_tensors
+from ..model.language_models import language_models
 from ..model.sharded import Part, counts_here, is_sharded, row_shapes, whole
-from ..model.tokens import find_mask, find_tokens, integer_tensors
 from .held_out import HeldOut
-from .language_models import Call, LanguageModel, hidden_nll, transformers_language_models
+from .hidden_nll import hidden_nll
+from .listening import Call, LanguageModel
 from .nll import row_nll, token_nll
 
 LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
@@ -80,7 +82,7 @@ class Capture:
         self.detach()
         self._mesh = getattr(module, "device_mesh", None)
         if self._function is None:
-            models = transformers_language_models(module)
+            models = language_models(module)
             learning = [m for m in models if any(p.requires_grad for p in m.parameters())]
             self._models = [LanguageModel(m, self._after_forward) for m in learning or models]
 
