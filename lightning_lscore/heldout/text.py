@@ -1,95 +1,17 @@
-"""Perplexity of one long text, by windows that slide over it.
-
-A model reads at most C tokens at a time (``context_length``). The first window predicts C tokens;
-each later one begins S tokens further (``stride``), reads C tokens and is scored on the last S of
-its predictions only, so the others serve as context and every token is counted once:
-
-    tokens      b 1 2 3 4 5 6 7 8 9        C = 4, S = 2, b the beginning-of-sequence token
-    window 0    b 1 2 3                    predicts 1 2 3 4
-    window 1        2 3 4 5                predicts     5 6
-    window 2            4 5 6 7            predicts         7 8
-    window 3                6 7 8          predicts             9
-
-At S = C windows share no input; at S = 1 every token has all the context that the model can use,
-at C / S times the work. Perplexity depends on context, stride and beginning: state them with it.
-"""
+"""Perplexity of one long text, by windows that slide over it: see ``text_windows``."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..equation.safe_numbers import exp
-from .nll import token_nll
+from .text_nll import nll_sum
+from .text_result import TextEvaluation
+from .text_windows import batches_of_windows
 
 __all__ = ["TextEvaluation", "evaluate_text"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEvaluation:
-    """What :func:`evaluate_text` measured, and how.
-
-    Sum, tokens, bytes and words are those of one span: the text, or without a beginning-of-sequence
-    token the text after its first token, which nothing predicts.
-    """
-
-    nll_sum: float
-    """Sum of the negative log-likelihoods, nats."""
-    tokens: int
-    """Predicted tokens, each counted once."""
-    utf8_bytes: int | None
-    """Bytes of the span; None where it is not known where the first token ends."""
-    words: int | None
-    """Pieces of the span between runs of whitespace; None as for the bytes."""
-    context_length: int
-    """Tokens that the model reads at most to predict one."""
-    stride: int
-    """Tokens that a window after the first is scored on."""
-    bos: int | None
-    """Id of the beginning-of-sequence token that predicts the first one; None: without."""
-    full_last: bool
-    """Whether the last window begins early enough to be full."""
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-likelihood, nats per token."""
-        return self.nll_sum / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll_sum / tokens); inf beyond the range of a float."""
-        return exp(self.nll)
-
-    @property
-    def word_perplexity(self) -> float | None:
-        """exp(nll_sum / words): compares across tokenizers."""
-        return exp(self.nll_sum / self.words) if self.words else None
-
-    @property
-    def byte_perplexity(self) -> float | None:
-        """exp(nll_sum / bytes): compares across tokenizers."""
-        return exp(self.nll_sum / self.utf8_bytes) if self.utf8_bytes else None
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """nll_sum / (ln 2 · bytes): compares across tokenizers."""
-        return self.nll_sum / (math.log(2) * self.utf8_bytes) if self.utf8_bytes else None
-
-    def __str__(self) -> str:
-        start = "without BOS" if self.bos is None else f"BOS {self.bos}"
-        return (
-            f"perplexity {self.perplexity:.6g} of {self.tokens} tokens"
-            f" (context {self.context_length}, stride {self.stride}, {start})"
-        )
 
 
 def evaluate_text(
@@ -160,6 +82,7 @@ def evaluate_text(
         ``tasks/wikitext``, https://github.com/EleutherAI/lm-evaluation-harness
 
     Example:
+        >>> import torch
         >>> class Uniform(torch.nn.Module):
         ...     def forward(self, input_ids):
         ...         return torch.zeros(*input_ids.shape, 256)
@@ -185,8 +108,11 @@ def evaluate_text(
     _check(context, step, batch_size)
     span = None if start is None else text[start:]
     return TextEvaluation(
-        nll_sum=_nll_sum(
-            model, ids, _batches(len(ids) - 1, context, step, full_last, batch_size), progress
+        nll_sum=nll_sum(
+            model,
+            ids,
+            batches_of_windows(len(ids) - 1, context, step, full_last, batch_size),
+            progress,
         ),
         tokens=len(ids) - 1,
         utf8_bytes=None if span is None else len(span.encode()),
@@ -197,99 +123,6 @@ def evaluate_text(
         bos=bos,
         full_last=full_last,
     )
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Inputs ids[begin:end]; each predicts the next, and the last ``new`` predictions count."""
-
-    begin: int
-    end: int
-    new: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.end - self.begin, self.new
-
-
-def _windows(predicted: int, context: int, stride: int, full_last: bool) -> Iterator[_Window]:
-    """Windows over predicted + 1 tokens, which together predict all but the first once."""
-    end = min(context, predicted)
-    yield _Window(0, end, end)
-    for begin in itertools.count(stride, stride):
-        if end == predicted:
-            return
-        new = min(stride, predicted - end)
-        end += new
-        yield _Window(end - context if full_last else begin, end, new)
-
-
-def _batches(
-    predicted: int, context: int, stride: int, full_last: bool, size: int
-) -> Iterator[list[_Window]]:
-    """The windows, neighbours of equal shape together."""
-    windows = _windows(predicted, context, stride, full_last)
-    for _, alike in itertools.groupby(windows, lambda window: window.shape):
-        while batch := list(itertools.islice(alike, size)):
-            yield batch
-
-
-def _nll_sum(
-    model: nn.Module, ids: Sequence[int], batches: Iterator[list[_Window]], progress: bool
-) -> float:
-    from tqdm import tqdm  # type: ignore[import-untyped]  # comes with lightning
-
-    tokens = torch.tensor(ids, device=_device(model))
-    total = torch.zeros((), dtype=torch.float64)
-    bar = tqdm(total=len(ids) - 1, unit="token", disable=not progress)
-    with bar, _evaluating(model), torch.no_grad():
-        for batch in batches:
-            nll = _batch_nll(model, tokens, batch)
-            total = total.to(nll.device) + nll
-            bar.update(sum(window.new for window in batch))
-    return total.item()
-
-
-def _batch_nll(model: nn.Module, tokens: Tensor, batch: list[_Window]) -> Tensor:
-    """Sum of the NLL of the new tokens of windows of equal shape, nats."""
-    new = batch[0].new
-    inputs = torch.stack([tokens[window.begin : window.end] for window in batch])
-    labels = torch.stack([tokens[window.end - new + 1 : window.end + 1] for window in batch])
-    output = model(inputs, **_sparing(model, new))
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < new:
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-        raise ValueError(
-            f"Expected the model to return logits [{len(batch)}, {inputs.shape[1]}, vocabulary],"
-            f" or an object with them as `logits`, got {found}. Wrap it in a module that does."
-        )
-    # Of a model that keeps the new rows only, these are all.
-    return token_nll(logits[:, -new:], labels.to(logits.device), ignore_index=None)[0]
-
-
-def _sparing(model: nn.Module, rows: int) -> dict[str, Any]:
-    """Arguments that save work, where the model has them: the last rows alone, no cache."""
-    names = inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": rows, "num_logits_to_keep": rows, "use_cache": False}
-    return {name: value for name, value in options.items() if name in names}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module is in its own again, as frozen ones may differ."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where a model takes its input: with its first weights, offloaded ones apart."""
-    devices = (weight.device for weight in (*model.parameters(), *model.buffers()))
-    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], int | None]:

@@ -14,10 +14,11 @@ from conftest import VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perpl
 from torch import nn
 
 from lightning_lscore import LScore
-from lightning_lscore.heldout import language_models
-from lightning_lscore.heldout.capture import Capture, alignment
-from lightning_lscore.heldout.language_models import transformers_language_models
+from lightning_lscore.heldout import hidden_nll
+from lightning_lscore.heldout.alignment import alignment
+from lightning_lscore.heldout.capture import Capture
 from lightning_lscore.heldout.perplexity import Perplexity
+from lightning_lscore.model.language_models import language_models
 
 
 class Stepping(HuggingFaceLM):
@@ -476,7 +477,7 @@ def test_no_tensor_is_kept_after_a_batch():
     capture.end_batch(model, None, batch)
     capture.detach()
     assert [logits.shape for logits in heard.values] == [(4, 12, VOCABULARY)]
-    assert heard not in vars(capture).values()
+    assert capture._step is None
     assert not [v for v in vars(capture).values() if isinstance(v, (torch.Tensor, tuple, dict))]
 
 
@@ -491,7 +492,7 @@ def test_masked_language_models_are_not_taken_for_causal_ones():
         intermediate_size=32,
     )
     both = nn.ModuleList([BertForMaskedLM(config), tiny_llama()])
-    assert transformers_language_models(both) == [both[1]]
+    assert language_models(both) == [both[1]]
 
 
 def test_repeated_samples_of_a_sampler_are_not_counted():
@@ -876,10 +877,10 @@ def fused(model: nn.Module, factor: float = 1.0) -> nn.Module:
 @pytest.mark.parametrize("buffer", [1, 5 * 4 * VOCABULARY, 1 << 20])
 def test_models_without_logits_are_measured_by_their_hidden_states(monkeypatch, buffer):
     """A few rows at a time, as many as the buffer holds."""
-    monkeypatch.setattr(language_models, "_BUFFER", buffer)
-    sizes, measure = [], language_models.row_nll
+    monkeypatch.setattr(hidden_nll, "_BUFFER", buffer)
+    sizes, measure = [], hidden_nll.row_nll
     monkeypatch.setattr(
-        language_models, "row_nll", lambda x, *rest: (sizes.append(len(x)), measure(x, *rest))[1]
+        hidden_nll, "row_nll", lambda x, *rest: (sizes.append(len(x)), measure(x, *rest))[1]
     )
     model, (batch,) = tiny_llama().eval(), loader(4)
     batch["labels"] = batch["labels"].clone()

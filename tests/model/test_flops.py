@@ -139,6 +139,7 @@ def test_parameters_that_zero3_emptied_count_by_their_real_size():
 def test_transformers_is_not_needed(monkeypatch):
     """Nothing imports it, and without it no model is one of its."""
     monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers.modeling_utils", None)
     assert flops_of(nn.Linear(3, 2)).per_token == 6 * 8
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BatchEncoding
 
-from lightning_lscore.model.tokens import TokenCounter, find_mask, find_tokens, integer_tensors
+from lightning_lscore.model.batch import find_mask, find_tokens, integer_tensors
+from lightning_lscore.model.tokens import TokenCounter
 
 IDS = torch.arange(12).reshape(3, 4)
 OTHER = torch.zeros(5, 6, dtype=torch.int64)

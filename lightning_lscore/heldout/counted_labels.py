@@ -1,0 +1,63 @@
+"""Which labels count: neither padding nor samples that a sampler repeats.
+
+A token counts if its label does and neither it nor the one before it is padding. Where documents
+are packed into one sequence, the first token of each counts as well, unless its label is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..model.sharded import whole
+
+
+def ignore_padding(labels: Tensor, masks: Sequence[Any], ignore_index: int) -> Tensor:
+    """Return shifted labels [B, T] that ignore padding.
+
+    Args:
+        labels: of which label t is token t + 1.
+        masks: attention masks, of which the first counts that has the labels' shape.
+        ignore_index: label of the positions that are not counted.
+    """
+    text = next((t for t in (_text(mask, labels) for mask in masks) if t is not None), None)
+    if text is None:
+        return labels
+    return labels.masked_fill(~text.to(labels.device), ignore_index)
+
+
+def _text(mask: Any, labels: Tensor) -> Tensor | None:
+    """Where neither the token t nor t + 1 is padding, [B, T]; None if the mask is of another shape.
+
+    Args:
+        mask: attention mask [B, T], or [B, T + 1] where the step cut its tokens into two.
+        labels: [B, T], of which label t is token t + 1.
+    """
+    mask = whole(mask)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or labels.ndim != 2:
+        return None
+    text, (b, t) = mask != 0, labels.shape
+    if text.shape == (b, t):  # only the labels know what came after the last token
+        text = nn.functional.pad(text, (0, 1), value=True)
+    return text[:, :-1] & text[:, 1:] if text.shape == (b, t + 1) else None
+
+
+def ignore_repeated(
+    labels: Tensor, repeated: int, tokens: Tensor | None, ignore_index: int
+) -> Tensor:
+    """Return labels [B, ...] that ignore the samples at the end that a sampler repeats.
+
+    Args:
+        labels: of the whole batch; those of a part stay as they are, since a step that feeds its
+            batch in parts does not say which one holds the repeated samples.
+        repeated: samples at the end of the batch.
+        tokens: of the whole batch, if they are known.
+        ignore_index: label of the positions that are not counted.
+    """
+    if not repeated or (tokens is not None and len(tokens) != len(labels)):
+        return labels
+    labels = labels.clone()
+    labels[max(0, len(labels) - repeated) :] = ignore_index
+    return labels

@@ -1,0 +1,107 @@
+"""One validation step: what was heard in it, and handing on its logits and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.batch import find_mask, find_tokens
+from ..model.sharded import Part, counts_here, is_sharded, row_shapes
+from .counted_labels import ignore_padding, ignore_repeated
+from .held_out import HeldOut
+from .listening import Call
+from .nll import row_nll
+
+
+@dataclass
+class Step:
+    """The validation step that is under way."""
+
+    batch: Any
+    held_out: HeldOut
+    repeated: int
+    """Samples at the end of the batch that a sampler repeated."""
+    ignore_index: int
+    mesh: Any
+    """``LightningModule.device_mesh``."""
+    labelled: Any = None
+    """The model that was called with labels."""
+    call: Call | None = None
+    """A call without labels."""
+    parts: int = 0
+    """Calls without labels that got other tokens than the batch's."""
+    refused: str = ""
+    """Why a call with labels was of no use."""
+
+    def note(self, call: Call) -> None:
+        """Keep a call without labels, rather one of the batch's tokens than another."""
+        if call.logits is None or call.tokens is None:
+            return
+        if call.logits.shape[:2] != call.tokens.shape or call.tokens.shape[1] == 1:
+            return  # in these, text is generated: there is nothing to score
+        expected = find_tokens(self.batch)
+        fits = expected is not None and expected.shape == call.tokens.shape
+        self.parts += not fits
+        if fits or self.call is None:
+            self.call = call
+
+    def only_call(self) -> Call | None:
+        """Return the call without labels.
+
+        Raises:
+            ValueError: if there were several with parts of the batch.
+        """
+        if self.call is not None and self.parts > 1:
+            raise ValueError(
+                f"expected the {type(self.call.model).__name__} to be called once without labels "
+                f"in a validation step, got {self.parts} calls with parts of the batch. Give each "
+                "its labels, or say what counts with LScore(logits_and_labels=function)."
+            )
+        return self.call
+
+    def hand_on(self, values: Tensor, labels: Tensor, call: Call | None, is_nll: bool) -> None:
+        """Hand on logits, or NLL, with labels that ignore all that does not count.
+
+        Args:
+            values: logits, or, if ``is_nll``, what :meth:`HeldOut.update_nll` takes.
+            labels: one for each row, shifted.
+            call: that made the logits, if it was heard.
+            is_nll: what values are.
+        """
+        part = Part.of(values) if is_sharded(values) else None
+        if not is_nll:
+            _check_rows(values, labels, part)
+        labels = ignore_padding(labels, self._masks(call), self.ignore_index)
+        tokens = find_tokens(self.batch)
+        labels = ignore_repeated(labels, self.repeated, tokens, self.ignore_index)
+        if part is not None:
+            values, is_nll = row_nll(values, labels, self.ignore_index), True
+            labels = part.own(labels)
+        if not counts_here(self.mesh, part):
+            labels = torch.full_like(labels, self.ignore_index)
+        if labels.ndim == 1:  # one prediction a sample
+            values, labels = values.unsqueeze(1) if values.ndim else values, labels[:, None]
+        if labels.numel():
+            add = self.held_out.update_nll if is_nll else self.held_out.update
+            add(values, labels.to(values.device))
+
+    def _masks(self, call: Call | None) -> list[Any]:
+        """Attention masks of the tokens that predict: the model's, then the batch's."""
+        if call is not None and call.shifted:
+            return []  # an encoder-decoder model's may well be those of the encoder
+        tokens = find_tokens(self.batch)
+        given = None if call is None else call.mask
+        return [given, None if tokens is None else find_mask(self.batch, tokens)]
+
+
+def _check_rows(logits: Tensor, labels: Tensor, part: Part | None) -> None:
+    if labels.ndim > 2 or labels.shape not in row_shapes(logits, part):
+        raise ValueError(
+            "expected one label for each row of logits, logits [batch, time, vocabulary] and "
+            f"labels [batch, time]; got logits {list(logits.shape)} and labels "
+            f"{list(labels.shape)}. Return the two of equal length from validation_step, or "
+            "hand over others with LScore(logits_and_labels=function)."
+        )

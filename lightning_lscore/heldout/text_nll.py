@@ -1,0 +1,72 @@
+"""A model's pass over the windows of a text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .nll import token_nll
+from .text_windows import Window
+
+
+def nll_sum(
+    model: nn.Module, ids: Sequence[int], batches: Iterator[list[Window]], progress: bool
+) -> float:
+    from tqdm import tqdm  # type: ignore[import-untyped]  # comes with lightning
+
+    tokens = torch.tensor(ids, device=_device(model))
+    total = torch.zeros((), dtype=torch.float64)
+    bar = tqdm(total=len(ids) - 1, unit="token", disable=not progress)
+    with bar, _evaluating(model), torch.no_grad():
+        for batch in batches:
+            nll = _batch_nll(model, tokens, batch)
+            total = total.to(nll.device) + nll
+            bar.update(sum(window.new for window in batch))
+    return total.item()
+
+
+def _batch_nll(model: nn.Module, tokens: Tensor, batch: list[Window]) -> Tensor:
+    """Sum of the NLL of the new tokens of windows of equal shape, nats."""
+    new = batch[0].new
+    inputs = torch.stack([tokens[window.begin : window.end] for window in batch])
+    labels = torch.stack([tokens[window.end - new + 1 : window.end + 1] for window in batch])
+    output = model(inputs, **_sparing(model, new))
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < new:
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        raise ValueError(
+            f"Expected the model to return logits [{len(batch)}, {inputs.shape[1]}, vocabulary],"
+            f" or an object with them as `logits`, got {found}. Wrap it in a module that does."
+        )
+    # Of a model that keeps the new rows only, these are all.
+    return token_nll(logits[:, -new:], labels.to(logits.device), ignore_index=None)[0]
+
+
+def _sparing(model: nn.Module, rows: int) -> dict[str, Any]:
+    """Arguments that save work, where the model has them: the last rows alone, no cache."""
+    names = inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": rows, "num_logits_to_keep": rows, "use_cache": False}
+    return {name: value for name, value in options.items() if name in names}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module is in its own again, as frozen ones may differ."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where a model takes its input: with its first weights, offloaded ones apart."""
+    devices = (weight.device for weight in (*model.parameters(), *model.buffers()))
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))

@@ -1,0 +1,146 @@
+"""Ways to logits and labels of a validation step that has ended; each returns None if it fails.
+
+:class:`~lightning_lscore.heldout.capture.Capture` says in which order they are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..model.batch import find_tokens, integer_tensors
+from .alignment import alignment
+from .listening import Call
+
+LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
+"""(module, outputs, batch) -> logits [B, T, V] and labels [B, T]."""
+
+
+class Found(NamedTuple):
+    """Labels, and what a model made of them."""
+
+    source: str
+    """Where they were found, in words."""
+    values: Tensor
+    """Logits, or a scalar: the mean NLL of the labels that count."""
+    labels: Tensor
+
+
+def by_function(function: LogitsAndLabels | None, *step: Any) -> Found | None:
+    """The user's function of (module, outputs, batch).
+
+    Raises:
+        ValueError: if it returns anything but two tensors.
+    """
+    if function is None:
+        return None
+    found = function(*step)
+    if not (isinstance(found, tuple) and [isinstance(x, Tensor) for x in found] == [True] * 2):
+        raise ValueError(
+            "LScore(logits_and_labels=...): expected the function to return the tensors "
+            f"(logits, labels), got {describe(found)}."
+        )
+    return Found("the given function", *found)
+
+
+def by_outputs(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
+    """Logits that validation_step returns, with labels from there or from the batch."""
+    logits, labels = _in_outputs(outputs)
+    if logits is None:
+        return None
+    if labels is not None:
+        return Found("logits and labels from validation_step", logits, labels)
+    how, labels = _find_labels(batch, find_tokens(batch), ignore_index)
+    if labels is not None and labels.shape[1:] == (logits.shape[1] + 1,):
+        labels = labels[:, 1:]  # the step cut its tokens into inputs and labels
+    if labels is None or labels.shape != logits.shape[:-1]:
+        return None
+    return Found(f"logits from validation_step, {how}", logits, labels)
+
+
+def by_call(call: Call | None, batch: Any, ignore_index: int) -> Found | None:
+    """A call of a language model without labels; they are looked for in the batch."""
+    if call is None or call.logits is None:
+        return None
+    how, labels = _find_labels(batch, call.tokens, ignore_index)
+    if labels is None or (call.shifted and labels is call.tokens):
+        return None
+    return Found(f"forward of {type(call.model).__name__}, {how}", call.logits, labels)
+
+
+def by_loss(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
+    """The mean loss that validation_step returns."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+        return None
+    given = isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor)
+    _, labels = _find_labels(batch, None if given else find_tokens(batch), ignore_index)
+    if labels is None:
+        return None
+    how = "mean loss of validation_step x counted labels; wrong if the loss holds auxiliary"
+    return Found(f"{how} terms or smoothing", loss.detach().view(()), labels)
+
+
+def _in_outputs(outputs: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Logits, and labels if they are there, by name or in a pair with the other or with a loss."""
+    if isinstance(outputs, (tuple, list)):
+        tensors = [x for x in outputs if isinstance(x, Tensor)]
+        logits = [x for x in tensors if x.is_floating_point() and x.ndim >= 3]
+        others = [x for x in tensors if x.ndim == 0 or not x.is_floating_point()]
+        if len(outputs) != 2 or not (len(logits) == len(others) == 1):
+            return None, None
+        return logits[0], others[0] if others[0].ndim else None
+    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
+    found = [named.get(name) for name in ("logits", "labels")]
+    first, second = (x if isinstance(x, Tensor) and x.ndim else None for x in found)
+    return first, second
+
+
+def _find_labels(batch: Any, tokens: Tensor | None, ignore_index: int) -> tuple[str, Tensor | None]:
+    """Labels of the tokens that a model read, and where they were found."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(labels, Tensor) and (tokens is None or labels.shape == tokens.shape):
+        return "labels from the batch", labels
+    if tokens is None:
+        return "", None
+    for other in integer_tensors(batch):  # (x, y) with y the tokens after x
+        if other.shape == tokens.shape and alignment(other, tokens, ignore_index):
+            return "shifted labels found in the batch", other
+    return "the input tokens as labels", tokens
+
+
+def nothing_found(outputs: Any, has_models: bool, refused: str) -> ValueError:
+    """Return the error that says what the user may do where no way leads to logits.
+
+    Args:
+        outputs: of validation_step.
+        has_models: whether the module holds transformers language models.
+        refused: why a call with labels was of no use.
+    """
+    models = "no transformers language model was found inside it"
+    if has_models:
+        models = "the transformers model inside it gave no logits for tokens of this batch"
+    return ValueError(
+        "LScore found no logits and labels in this validation batch. validation_step returned "
+        f"{describe(outputs)}, and {models}.{refused} Four ways out:\n"
+        "  1. keep the transformers model as an attribute of the LightningModule and call it "
+        "in validation_step, so that it returns logits;\n"
+        '  2. return {"logits": logits, "labels": labels} from validation_step;\n'
+        "  3. LScore(logits_and_labels=function) with function(module, outputs, batch) -> "
+        "(logits, labels);\n"
+        "  4. LScore(from_loss=True), if validation_step returns the mean loss of its counted "
+        "labels and nothing else is in it, such as label smoothing or an auxiliary term."
+    )
+
+
+def describe(outputs: Any) -> str:
+    """Return what a step or a function returned, in words."""
+    if isinstance(outputs, Tensor):
+        return f"a tensor {list(outputs.shape)}"
+    if isinstance(outputs, Mapping):
+        return f"a {type(outputs).__name__} with {', '.join(map(repr, outputs)) or 'nothing in it'}"
+    if isinstance(outputs, (tuple, list)):
+        return f"a {type(outputs).__name__} of {len(outputs)}"
+    return "None" if outputs is None else f"a {type(outputs).__name__}"

@@ -1,0 +1,138 @@
+"""What the structure of one transformers model tells about its FLOP."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .transformers_config import (
+    attention_width,
+    layer_config,
+    layer_types,
+    setting,
+    stacked_experts,
+    window_of,
+)
+
+
+class Structure:
+    """What the structure and the config of one transformers model tell about its FLOP.
+
+    Args:
+        model: a ``PreTrainedModel`` that reads tokens.
+        learning: ids of all trainable parameters, also of those outside of it.
+    """
+
+    def __init__(self, model: Any, learning: set[int]) -> None:
+        self.words: list[str] = []
+        """For the convention."""
+        self.shares: dict[int, float] = {}
+        """Of a parameter, by its id, the share that a token needs where that is not all."""
+        self.no_backward: set[int] = set()
+        """Ids of parameters that only the forward pass needs."""
+        self.per_position: dict[float, float] = {}
+        """As in ``FlopsModel``."""
+
+        try:
+            config = model.config.get_text_config()
+        except ValueError:  # one with several texts
+            self.words.append(f"no more is known of {type(model.config).__name__}")
+            return
+        layers = _layers(model, config)
+        frozen = _frozen_below(model, layers, learning)
+        for layer in layers[:frozen]:
+            self.no_backward.update(id(p) for p in layer.parameters())
+        if frozen:
+            self.words.append(f"forward alone in the {frozen} frozen layers below all that learn")
+        self._look_ups(model)
+        self._experts(model, config)
+        if model.config.is_encoder_decoder:
+            name = type(model.config).__name__
+            self.words.append(f"attention apart: {name} is of an encoder-decoder")
+        else:
+            self._attention(config, frozen)
+
+    def _look_ups(self, model: Any) -> None:
+        if model.get_output_embeddings() is None:
+            self.words.append("embeddings counted like other weights")
+            return  # the user's own code may multiply by them
+        used = {
+            id(p)
+            for part in model.modules()
+            if not isinstance(part, nn.Embedding)
+            for p in part.parameters(recurse=False)
+        }
+        tables = (part.weight for part in model.modules() if isinstance(part, nn.Embedding))
+        self.shares.update((id(table), 0.0) for table in tables if id(table) not in used)
+        self.words.append("0 for embeddings that are only looked up")
+
+    def _experts(self, model: Any, config: Any) -> None:
+        routed = [part for name, part in model.named_modules() if name.endswith(".experts")]
+        k = setting(config, "num_experts_per_tok", "top_k_experts", "moe_topk")
+        for experts in routed:
+            n = (
+                len(experts)
+                if isinstance(experts, nn.ModuleList)
+                else stacked_experts(experts, config)
+            )
+            if k is None or n is None or not 0 < k <= n:
+                self.words.append("all experts, as it is not known how many a token needs")
+            else:
+                self.shares.update((id(p), k / n) for p in experts.parameters())
+                self.words.append(f"{k:g} of {n:g} experts")
+
+    def _attention(self, config: Any, frozen: int) -> None:
+        name = type(config).__name__
+        unknown = Counter[str]()
+        by_window: dict[float, float] = {}
+        types = layer_types(config)
+        for i, kind in enumerate(types):
+            window, width = window_of(kind, config), attention_width(layer_config(config, i))
+            if window is None or width is None:
+                unknown[kind] += 1
+                continue
+            # 2 FLOP for each of the 2 products, of queries and keys and of weights and values.
+            # Both have two of their kind in the backward pass.
+            by_window[window] = by_window.get(window, 0.0) + width * (2 if i < frozen else 6)
+        self.per_position = by_window
+        if by_window:
+            limits = [f"{w:g}" for w in sorted(by_window) if w < math.inf]
+            limit = f", T at most {' or '.join(limits)} in layers with that window" * bool(limits)
+            self.words.append(f"12 L H Q T for attention (from {name}{limit})")
+        if not types:
+            self.words.append(f"attention apart: {name} tells no number of layers")
+        for kind, n in unknown.items():
+            self.words.append(f"parameters alone in {n} {kind} layers")
+
+
+def _layers(model: nn.Module, config: Any) -> Sequence[nn.Module]:
+    """The model's layers from bottom to top; none where it is not clear which they are."""
+    found: list[nn.ModuleList] = []
+    inside: set[nn.Module] = set()
+    for part in model.modules():
+        if part in inside or not isinstance(part, nn.ModuleList):
+            continue
+        if len(part) == getattr(config, "num_hidden_layers", None):
+            inside.update(part.modules())
+            found.append(part)
+    return list(found[0]) if len(found) == 1 else []
+
+
+def _frozen_below(model: nn.Module, layers: Sequence[nn.Module], learning: set[int]) -> int:
+    """How many of the layers need no backward pass, as nothing in or below them learns.
+
+    Known only if all that learns is in the layers or behind them in the model: a trained prefix,
+    say, is made elsewhere and enters at the bottom.
+    """
+    frozen = 0
+    inside = [{id(p) for p in layer.parameters()} for layer in layers]
+    while frozen < len(inside) and not inside[frozen] & learning:
+        frozen += 1
+    order = [id(p) for p in model.parameters()]  # as registered: embeddings, layers, output layer
+    in_layers = set().union(*inside)
+    last = max((i for i, p in enumerate(order) if p in in_layers), default=len(order))
+    return frozen if learning <= in_layers.union(order[last:]) else 0
