@@ -7,18 +7,20 @@ import re
 from dataclasses import replace
 
 import pytest
-from lightning_lscore.record.compare import (
-    comparable_with_last,
-    comparison,
-    rescored,
-    why_incomparable,
-)
-from lightning_lscore.record.records import Record
 
+from lightning_lscore.equation.evidence import EvaluationSet
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
-from lightning_lscore.show.tables import best_record, spending_summary, validation_table
+from lightning_lscore.record.comparable import (
+    best_record,
+    comparable_with_last,
+    rescored,
+    why_incomparable,
+)
+from lightning_lscore.record.record import Record
+from lightning_lscore.show.comparison import comparison
+from lightning_lscore.show.tables import spending_summary, validation_table
 
 CHEAP = Formula(D=Factor("tokens", 1000.0, 0.01))
 DEAR = Formula(D=Factor("tokens", 1000.0, 1.0))
@@ -29,7 +31,10 @@ def record(step, perplexity, *, formula=CHEAP, run="a", mark="01", counted=None,
     return Record(
         run=run, batch=step, step=step, epoch=0, time="", measurements=m,
         score=formula.score(m), formula=formula.to_dict(),
-        evaluation={"fingerprints": [mark], "bytes": counted},
+        evaluation=EvaluationSet(
+            tokens=(9,), perplexities=(perplexity,), source="logits", bytes=counted,
+            fingerprints=(mark,),
+        ),
     )  # fmt: skip
 
 
@@ -45,7 +50,7 @@ OTHER = [record(1, 15.0, run="b"), record(2, 14.0, run="b")]
         (replace(record(2, 9.0), formula={**CHEAP.to_dict(), "origin": "elsewhere"}), None),
         (record(2, 9.0, formula=DEAR), "scored under another formula"),
         (record(2, 9.0, mark="02"), "evaluated on other held-out tokens"),
-        (replace(record(2, 9.0, run="b"), evaluation={}), "evaluated on other held-out tokens"),
+        (replace(record(2, 9.0, run="b"), evaluation=None), "evaluated on other held-out tokens"),
     ],
 )
 def test_L_compares_under_one_formula_and_one_evaluation_set(other, why):
@@ -55,7 +60,7 @@ def test_L_compares_under_one_formula_and_one_evaluation_set(other, why):
 
 def test_without_a_fingerprint_only_validations_of_one_run_are_taken_to_compare():
     """Nothing says what another run was evaluated on."""
-    a, b = (replace(r, evaluation={}) for r in RUN[:2])
+    a, b = (replace(r, evaluation=None) for r in RUN[:2])
     assert why_incomparable(a, b) == []
     (why,) = why_incomparable(a, replace(b, run="b"))
     assert why == "nothing says that it was evaluated on the same held-out tokens"

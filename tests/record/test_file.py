@@ -65,7 +65,7 @@ def test_a_line_torn_at_any_byte_is_passed_over_and_then_replaced(path):
     """After a crash anywhere in a write, the lines before are read and the next append is whole."""
     write(path, record(1), record(2))
     whole = path.read_bytes()
-    first = whole.index(b"\n") + 1
+    first = whole.index(b"\n", whole.index(b"\n") + 1) + 1  # behind the context
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         before = [record(1)] * (cut >= first) + [record(2)] * (cut == len(whole))
@@ -132,7 +132,7 @@ def test_a_whole_line_that_is_no_record_is_named(path, junk):
     """The message names the file and the line."""
     write(path, record(1))
     path.write_bytes(path.read_bytes() + junk)
-    with pytest.raises(ValueError, match=r"lscore\.jsonl, line 2: "):
+    with pytest.raises(ValueError, match=r"lscore\.jsonl, line 3: "):
         read_records(path)
 
 
@@ -237,10 +237,66 @@ def test_of_a_long_file_only_the_end_is_read(path, monkeypatch):
         sparse.truncate(2**31)
         sparse.seek(2**31)
         sparse.write(b"\n")
-    write(path, *(record(n, versions={"torch": "x" * 50_000}) for n in range(1, 8)))
+    write(path, *(record(n, versions={"torch": f"{n}" * 50_000}) for n in range(1, 8)))
     assert ids(records_since(path, "a", 2)) == [("a", n) for n in (7, 6, 5, 4, 3, 2)]
     monkeypatch.setattr(file, "SEARCHED_BYTES", 2**17)
-    assert ids(records_since(path, "a", 2)) == [("a", 7), ("a", 6)]
+    # Two contexts, and the validation of a third, whose context is found where it stands.
+    assert ids(records_since(path, "a", 2)) == [("a", 7), ("a", 6), ("a", 5)]
+
+
+def test_a_context_further_ahead_than_what_is_searched_is_found(path, monkeypatch):
+    """It was written once, long before; another run's lines lie in between."""
+    write(path, record(1, "b"))
+    write(path, *(record(n, versions={"torch": "2" * 3000}) for n in range(1, 100)))
+    write(path, record(2, "b"))
+    monkeypatch.setattr(file, "SEARCHED_BYTES", 2**12)
+    found = records_since(path, "a", 98)
+    assert ids(found) == [("a", 99), ("a", 98)]
+    assert found[0] == record(99, versions={"torch": "2" * 3000})
+
+
+def test_a_context_is_written_once_and_again_when_it_may_be_gone(path):
+    """Only what this process wrote last, and nobody has changed since, is known to be there."""
+
+    def contexts():
+        return [line for line in path.read_text().splitlines() if '"run"' in line]
+
+    write(path, record(1), record(2), record(3))
+    assert len(contexts()) == 1
+    write(path, record(4, versions={"torch": "3"}), record(5, versions={"torch": "3"}), record(6))
+    assert len(contexts()) == 3
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"torn')  # by another process; it is cut off again
+    write(path, record(7))
+    assert len(contexts()) == 3
+    path.write_bytes(path.read_bytes() + text_of(record(1, "b")).encode())
+    write(path, record(8))
+    assert len(contexts()) == 5
+    assert ids(read_records(path)) == [*(("a", n) for n in range(1, 8)), ("b", 1), ("a", 8)]
+    path.unlink()
+    write(path, record(8))
+    path.write_bytes(path.read_bytes())  # as it was, but may be another file
+    write(path, record(9))
+    assert ids(read_records(path)) == [("a", 8), ("a", 9)]
+    os.replace(path, path.with_name("away"))
+    write(path, record(10))
+    assert read_records(path) == [record(10)]
+
+
+def test_a_write_that_fails_leaves_nothing_to_rely_on(path, monkeypatch):
+    """The context may not have reached the disk."""
+    write(path, record(1))
+
+    def full(fd):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            append_record(path, record(2, versions={"torch": "3"}))
+    path.write_bytes(path.read_bytes()[:-10])
+    write(path, record(2, versions={"torch": "3"}))
+    assert ids(read_records(path)) == [("a", 1), ("a", 2)]
 
 
 def test_a_repeated_run_of_many_lines_is_read_in_one_pass(path, monkeypatch):

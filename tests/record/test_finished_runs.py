@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from lightning_lscore.equation.evidence import EvaluationSet
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
+from lightning_lscore.record.file import RECORD_FILE, append_record
 from lightning_lscore.record.finished_runs import read_finished
-from lightning_lscore.record.records import RECORD_FILE, Record, append_record
+from lightning_lscore.record.record import Record
 
 
 def end(run, perplexity, N, tokens, *, mark="01", counted=None, **measures):
@@ -18,7 +20,10 @@ def end(run, perplexity, N, tokens, *, mark="01", counted=None, **measures):
     return Record(
         run=run, batch=tokens, step=tokens, epoch=0, time="", measurements=m,
         score=Formula().score(m), formula=Formula().to_dict(),
-        evaluation={"fingerprints": [mark], "bytes": counted},
+        evaluation=EvaluationSet(
+            tokens=(9,), perplexities=(perplexity,), source="logits", bytes=counted,
+            fingerprints=(mark,),
+        ),
     )  # fmt: skip
 
 

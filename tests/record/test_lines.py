@@ -40,7 +40,7 @@ def any_record(draw):
         elasticity=draw(st.none() | st.floats(-10, 10)),
         energy_kwh=draw(st.none() | st.floats(0, 1e300)),
         level=draw(st.none() | st.floats(1, 9)),
-        to_level=draw(st.dictionaries(st.sampled_from(["tokens", "cost"]), SIZES)),
+        to_level={name: draw(SIZES) for name in ("tokens", "cost")[: draw(st.integers(0, 2))]},
         own=draw(st.dictionaries(st.text(), SIZES, max_size=2)),
         provenance=draw(st.dictionaries(st.text(), WORDS, max_size=3)),
     )
