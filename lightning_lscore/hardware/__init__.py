@@ -1,1 +1,1 @@
-"""H: what devices are occupied and what they do meanwhile. Read ``probe`` first."""
+"""H: which devices a run occupies and what they do meanwhile; start with ``probe.py``."""

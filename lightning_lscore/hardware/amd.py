@@ -1,13 +1,14 @@
-"""AMD GPUs, read through the optional package `amdsmi`, which comes with ROCm.
+"""AMD GPUs, read through the optional package ``amdsmi``, which comes with ROCm.
 
-Written from AMD's documentation and the source of amdsmi 7.0.2, with the names that ROCm 6 had for
-the same; tested behind a stand-in with these names, and not run on a device yet.
+Written from AMD's documentation and the source of amdsmi 7.0.2, including the names used by ROCm 6;
+tested with a fake library that has these names, and not yet run on a device.
 
-A GPU is found by its place on the PCI bus, which torch and amdsmi tell alike. A part of one (DPX,
-CPX, …) is not read: what amdsmi says there may be the whole GPU's. Power is `current_socket_power`,
-or `average_socket_power` on GPUs before the MI300. The energy counter is known to stand still under
-some drivers; the meter sees that and takes the power. Memory is the whole device's, other processes
-included. On GPUs of several dies the clock is that of the one amdsmi puts first.
+A GPU is identified by its PCI address, on which torch and amdsmi agree. A partition of a GPU (DPX,
+CPX, …) is not read, because amdsmi may report values of the whole GPU for it. Power is
+``current_socket_power``, or ``average_socket_power`` on GPUs before the MI300. The energy counter
+stands still under some drivers; the meter detects that and integrates the power instead. Memory is
+that of the whole device, including other processes. On GPUs with several dies, the clock is that of
+the die that amdsmi lists first.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ __all__ = ["AmdProbe"]
 _UNSUPPORTED = (
     "AMDSMI_STATUS_NOT_SUPPORTED", "AMDSMI_STATUS_NOT_YET_IMPLEMENTED", "AMDSMI_STATUS_NO_PERM",
 )  # fmt: skip
-"""Answers that will not change while the process lives: the question is not asked again."""
+"""Errors that will not change while the process lives: the query is not repeated."""
 
 _LOST = (
     "AMDSMI_STATUS_NOT_FOUND", "AMDSMI_STATUS_NOT_INIT", "AMDSMI_STATUS_DRIVER_NOT_LOADED",
     "AMDSMI_STATUS_NO_DRV",
 )  # fmt: skip
-"""Answers that concern the device or the library as a whole, not one measure."""
+"""Errors that concern the device or the library as a whole, not one value."""
 
 _PARTS = ("DPX", "TPX", "QPX", "CPX")
-"""Compute partitions that are less than a GPU; SPX is all of it."""
+"""Compute partitions smaller than a GPU; SPX is all of it."""
 
 _PART = "a part of an AMD GPU: amdsmi may report it for the whole GPU"
 
 _NEVER = {
-    "throttled": "amdsmi tells it on some GPUs only, and waits for it; it is not asked",
+    "throttled": "amdsmi reports it on some GPUs only, and blocks meanwhile; it is not read",
 }
 
 
@@ -48,7 +49,7 @@ class AmdProbe(OpenedProbe):
     """One AMD GPU.
 
     Args:
-        device: its identity.
+        device: Its identity.
         address: PCI domain, bus and device.
     """
 
@@ -86,11 +87,11 @@ class _AmdLibrary(VendorLibrary):
         if partitioned:
             raise ProbeLost(_PART)
         if not handles:
-            raise ProbeLost(f"amdsmi knows no GPU at {place}x")
+            raise ProbeLost(f"amdsmi has no GPU at {place}x")
         (self._handle,) = handles
 
     def close(self) -> None:
-        """amdsmi stays open: it counts no users, and would be shut for torch and others too."""
+        """Leave amdsmi open: it counts no users, and would close for torch and others as well."""
 
     def _code(self, error: Exception) -> int | None:
         known = isinstance(error, self._library.AmdSmiLibraryException)
@@ -100,11 +101,11 @@ class _AmdLibrary(VendorLibrary):
         return _line(error)
 
     def _is_at(self, handle: Any, place: str) -> bool:
-        # The function (the figure after the dot) is left out: torch does not tell it.
+        # Without the function (the digit after the dot), which torch does not report.
         return str(self._library.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(place)
 
     def _is_part(self, handle: Any) -> bool:
-        with contextlib.suppress(self._library.AmdSmiException):  # a GPU that knows no partitions
+        with contextlib.suppress(self._library.AmdSmiException):  # a GPU without partitions
             return self._library.amdsmi_get_gpu_compute_partition(handle) in _PARTS
         return False
 
@@ -114,11 +115,11 @@ class _AmdLibrary(VendorLibrary):
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())  # amdsmi's are of two lines
+    return " ".join(str(error).split())  # amdsmi's messages have two lines
 
 
 def _float_or_nan(value: Any) -> float:
-    """NaN for what is no number: amdsmi says "N/A" for what a GPU does not have."""
+    """Return NaN for anything but a number: amdsmi reports "N/A" for what a GPU lacks."""
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 

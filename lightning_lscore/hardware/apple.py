@@ -1,9 +1,9 @@
-"""The GPU of Apple's chips: memory by torch, energy by the optional package zeus-apple-silicon.
+"""The GPU of Apple's chips: memory from torch, energy from the package zeus-apple-silicon.
 
-Written from the documentation of zeus-apple-silicon 1.1, tested behind a stand-in with its names,
-and not run on a device yet. The energy is that of the GPU, its caches and the memory, which the CPU
-shares; macOS computes it from load and clocks, and Apple calls it an estimate. How busy the GPU is
-stands in no public interface.
+Written from the documentation of zeus-apple-silicon 1.1, tested with a fake package that has its
+names, and not yet run on a device. The energy is that of the GPU, its caches and the memory, which
+the CPU shares; macOS computes it from load and clocks, and Apple calls it an estimate. No public
+interface reports how busy the GPU is.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class AppleProbe:
     def read(self) -> Reading:
         """Read each measure by itself: without the package there is still the memory."""
         values: dict[str, Any] = {}
-        why = {"power_watts": "the chip counts its energy; mean power follows from that"}
+        why = {"power_watts": "the chip counts energy only; the mean power follows from that"}
         for measure, ask in (("energy_joules", self._joules), ("memory_used_bytes", _memory)):
             try:
                 values[measure] = ask()
-            except Exception as error:  # of a compiled extension, or of a torch without MPS
+            except Exception as error:  # from a compiled extension, or from a torch without MPS
                 why[measure] = str(error) or repr(error)
         reading = Reading(**values)
         self.missing = why_missing(reading, why, "no public interface of macOS reports it")
@@ -54,9 +54,9 @@ class AppleProbe:
             self._monitor = package.AppleEnergyMonitor()
         energy = self._monitor.get_cumulative_energy()
         if energy.gpu_mj is None:
-            raise RuntimeError("zeus-apple-silicon knows no energy of this chip's GPU")
+            raise RuntimeError("zeus-apple-silicon reports no energy of this chip's GPU")
         return sum(getattr(energy, part) or 0 for part in _PARTS) / 1e3
 
 
 def _memory() -> int:
-    return torch.mps.driver_allocated_memory()  # of this process; a sum that torch keeps
+    return torch.mps.driver_allocated_memory()  # of this process; torch keeps this sum

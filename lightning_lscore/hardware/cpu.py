@@ -1,8 +1,8 @@
-"""The host's CPU as a device: what this process makes of it.
+"""The host's CPU as a device, as far as this process uses it.
 
-Busy is the process's own CPU time over the threads it may use, so that other programs on the host
-do not count. Energy is that of the processor packages (RAPL), the whole host's, where the system
-lets us read it. Worker processes of a data loader are processes of their own and are not included.
+The busy fraction is the process's own CPU time over that of all its threads; other programs on the
+host do not count. Energy is that of the processor packages (RAPL) of the whole host, where the
+system allows reading it. Worker processes of a DataLoader are separate and not included.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class CpuProbe:
     """Reads this process's share of the host's CPU.
 
     Args:
-        threads: how many threads count as the whole device, at least 1; None: the logical CPUs
-            this process may run on. Ranks that share a host must all give the host's total, since
-            their busy seconds add up.
-        root: where `proc` and `sys` are; for tests.
-        now: monotonic seconds.
-        process_time: CPU seconds of this process, all its threads, user and system.
+        threads: How many threads make the whole device, at least 1; None: the logical CPUs that
+            this process may run on. Ranks that share a host must all pass the host's total,
+            because their busy seconds add up.
+        root: Where ``proc`` and ``sys`` are; for tests.
+        now: Monotonic seconds.
+        process_time: CPU seconds of this process over all threads, user and system.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class CpuProbe:
         self._threads = threads or usable_threads()
         self._now = now
         self._process_time = process_time
-        self._last: tuple[float, float] | None = None  # now and CPU seconds of the last reading
+        self._last: tuple[float, float] | None = None  # wall and CPU seconds at the last reading
         self._zones: list[_Zone] | None = None
         self.missing: Mapping[str, str] = {}
         self.device = Device(key=_key(self._root), name=_model_name(self._root), kind="cpu")
 
     def read(self) -> Reading:
-        why = {"power_watts": "a CPU counts its energy at most; mean power follows from that"}
+        why = {"power_watts": "CPUs count energy only, if at all; the mean power follows from that"}
         reading = Reading(
             busy_fraction=self._busy_fraction(why),
             energy_joules=self._energy_joules(why),
@@ -64,14 +64,16 @@ class CpuProbe:
         return reading
 
     def close(self) -> None:
-        """Nothing is held open; the RAPL totals go on, so that they never run backwards."""
+        """Forget the last reading; the RAPL totals continue and never run backwards."""
         self._last = None
 
     def _busy_fraction(self, why: dict[str, str]) -> float | None:
         t, cpu = self._now(), self._process_time()
         last, self._last = self._last, (t, cpu)
         if last is None or t <= last[0]:
-            why["busy_fraction"] = "a share of the time since the last reading, and there is none"
+            why["busy_fraction"] = (
+                "it is a share of the time since the last reading, and this is the first"
+            )
             return None
         return min(1.0, max(0.0, (cpu - last[1]) / (self._threads * (t - last[0]))))
 
@@ -82,7 +84,7 @@ class CpuProbe:
             joules = sum(zone.joules() for zone in self._zones)
         except PermissionError:
             why["energy_joules"] = (
-                "RAPL counters are readable by root only; an administrator can allow it: "
+                "only root may read the RAPL counters; an administrator can allow it with "
                 "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
             )
         except (OSError, ValueError) as error:
@@ -91,7 +93,7 @@ class CpuProbe:
             if self._zones:
                 return joules
             why["energy_joules"] = (
-                "the system shows no RAPL counter (a virtual machine, or not Linux on x86)"
+                "the system has no RAPL counter (a virtual machine, or not Linux on x86)"
             )
         return None
 
@@ -104,7 +106,7 @@ class CpuProbe:
 
 
 class _Zone:
-    """One processor package's RAPL counter, unwrapped: it starts over at its maximum range."""
+    """The RAPL counter of one processor package, unwrapped: it restarts after its maximum."""
 
     def __init__(self, folder: Path) -> None:
         self._counter = folder / "energy_uj"
@@ -113,7 +115,7 @@ class _Zone:
         self._total = 0
 
     def joules(self) -> float:
-        """Since this object was made. More than one turn between two readings goes unseen."""
+        """Return the joules since creation. More than one wrap between readings is missed."""
         microjoules = int(self._counter.read_text())
         gained = microjoules - self._last
         self._total += gained if gained >= 0 else gained + self._range
@@ -122,7 +124,7 @@ class _Zone:
 
 
 def _packages(root: Path) -> list[_Zone]:
-    """The packages; their parts (intel-rapl:0:1) and the platform zone (psys) would count twice."""
+    """Return the packages alone: their parts (intel-rapl:0:1) and psys would count twice."""
     folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's too
     return [_Zone(f) for f in folders if (f / "name").read_text().startswith("package")]
 

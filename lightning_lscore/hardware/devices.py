@@ -1,4 +1,4 @@
-"""The devices of a run: which ones, each once over all ranks, and how fast they could be."""
+"""The devices of a run, each counted once over all ranks, and their peaks."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .probe import Device
 from .sampler import Sampler
 
 Gather = Callable[[Any], list[Any]]
-"""Gives every rank the objects of all ranks, in the order of the ranks."""
+"""Returns the objects of all ranks to every rank, in the order of ranks."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices that a run computes on, over all of its ranks."""
+    """The devices that a run computes on, over all ranks."""
 
     described: tuple[OccupiedDevice, ...]
     """Each with its peak, for the record."""
     sampler: Sampler
     """Reads those of this process."""
     read_by: tuple[tuple[str, ...], ...]
-    """For each rank, the keys of the devices that its sampler reads."""
+    """The keys of the devices that each rank's sampler reads."""
 
     @property
     def count(self) -> int:
-        """How many; one that several ranks share counts once."""
+        """The number of devices; one that several ranks share counts once."""
         return len(self.described)
 
     @property
     def peak_flops(self) -> float | None:
-        """Dense peak of all together, in FLOP/s; None if that of one is unknown."""
+        """Dense peak of all devices together, in FLOP/s; None if one is unknown."""
         peaks = [device.peak_flops for device in self.described]
         known = [peak for peak in peaks if peak is not None]
         return sum(known) if len(known) == len(peaks) else None
@@ -54,19 +54,19 @@ def find_devices(
     gather: Gather,
     interval: float,
 ) -> Devices:
-    """Identifies the devices of this process and of all others. Collective.
+    """Identify the devices of all processes. Collective: every rank calls it.
 
     Args:
-        module: its parameters may lie on several devices.
-        root: the device of this process by the strategy.
-        precision: the Trainer's, e.g. ``"bf16-mixed"``.
-        rank: this process's place in what ``gather`` gives.
-        gather: asked twice, and never again after this.
-        interval: seconds between readings.
+        module: Its parameters may lie on several devices.
+        root: The strategy's root device in this process.
+        precision: The Trainer's, e.g. ``"bf16-mixed"``.
+        rank: This process's index in what ``gather`` returns.
+        gather: Called twice here, and never afterwards.
+        interval: Seconds between readings.
     """
     dtype = compute_dtype(precision, module, root)
     places = {p.device for p in module.parameters() if p.device.type == root.type}
-    # By key, since "cuda" and "cuda:0" are one.
+    # By key, because "cuda" and "cuda:0" are one device.
     by_key = {p.device.key: p for p in map(probe_of, sorted({root, *places}, key=str))}
     keys, probes = list(by_key), list(by_key.values())
 
@@ -76,19 +76,19 @@ def find_devices(
     threads = sum(n for theirs, n in ranks if keys[0] in theirs)
     if root.type == "cpu":  # the ranks of one host share its CPU: together they use these threads
         probes = [probe_of(root, threads)]
-    # A GPU is read by its owner alone; CPU time is each process's own.
+    # Only its owner reads a GPU; each process reads its own CPU time.
     read = probes if root.type == "cpu" else owned
 
     mine = [_described(probe.device, root, dtype, threads) for probe in owned]
-    told = gather((mine, tuple(p.device.key for p in read)))
-    described = tuple(device for theirs, _ in told for device in theirs)
+    gathered = gather((mine, tuple(p.device.key for p in read)))
+    described = tuple(device for theirs, _ in gathered for device in theirs)
     names = {probe.device.key for probe in owned}
     sampler = Sampler(read, interval=interval, owned=names)
-    return Devices(described, sampler, tuple(read for _, read in told))
+    return Devices(described, sampler, tuple(read for _, read in gathered))
 
 
 def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
-    """The number format of the run's matrix products, as ``peaks`` names it."""
+    """Return the dtype of the run's matrix products, as ``peaks`` names it."""
     precision = str(precision)
     if precision.startswith("transformer-engine"):
         return "float8"

@@ -1,4 +1,4 @@
-"""What a run could measure on this machine: every device and measure, tried and not assumed."""
+"""What a run can measure on this machine: every device and measure is tried, none assumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .peaks import peak_flops
 from .places import probe_of
 from .probe import Probe, ProbeLost, Reading
 
-# What a run has not got without a field of Reading; energy may also come from power.
+# The measures that a run lacks without a field of Reading; energy may also come from power.
 _MEASURES = {
     "busy_fraction": ("busy_fraction",),
     "memory_used_bytes": ("memory_mean_gib", "memory_peak_gib"),
@@ -47,21 +47,21 @@ def examine(
     probes: Sequence[Probe] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> Iterator[str]:
-    """Lines that say what was found, as it is found. It takes some seconds a device.
+    """Yield lines that describe what was found, as it is found; a few seconds per device.
 
     Args:
-        precision: the Trainer's, e.g. ``"bf16-mixed"``: peaks are those of its matrix products.
-        seconds: how long each device is read, to see its counters move.
-        versions: of the packages that a run rests on, by name.
-        probes: of the devices. Default: all GPUs that torch shows this process, else the CPU.
-        now: monotonic seconds.
+        precision: The Trainer's, e.g. ``"bf16-mixed"``, which determines the dtype of the peaks.
+        seconds: How long each device is read, to see its counters move.
+        versions: Of the packages that a run depends on, by name.
+        probes: Of the devices. Default: all GPUs visible to torch, or else the CPU.
+        now: Monotonic seconds.
     """
     installed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield f"{installed}, Python {platform.python_version()}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     yield f"CUDA_VISIBLE_DEVICES: {'not set' if visible is None else visible or 'empty'}"
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1:
-        yield f"load {load:.1f}: other programs run, so that measured products may be too slow"
+        yield f"load {load:.1f}: other programs are running; measured products may be too slow"
     places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         places.append(torch.device("mps"))
@@ -102,7 +102,7 @@ def _speed(name: str, dtype: str, place: torch.device, missing: dict[str, str]) 
 def _readings(
     probe: Probe, seconds: float, now: Callable[[], float], missing: dict[str, str]
 ) -> Iterator[str]:
-    """Reads as fast as the device answers, so that a counter's changes can be timed."""
+    """Read as fast as the device answers, to time the changes of its counter."""
     readings: list[tuple[float, Reading]] = []
     end, lost = now() + seconds, ""
     try:

@@ -7,16 +7,16 @@ from .probe import Reading
 __all__ = ["Energy"]
 
 PLAUSIBLE_WATTS = 20_000.0
-"""No device draws more: a counter that says so is broken (2025's largest accelerators: 1.4 kW)."""
+"""No device draws more: a counter above it is broken (2025's largest accelerators: 1.4 kW)."""
 
 
 class Energy:
-    """Joules over training time: by the device's counter, else by the trapezoid of its power.
+    """Joules over training time: from the device's counter, or else by integrating its power.
 
-    The counter is charged from one of its changes to the next, since it may be read more often
-    than it ticks, and in the proportion of training time to time in between. A counter that stands
-    still, runs backwards or leaps is distrusted from there on: the power integrated since its last
-    sound value takes its place.
+    The counter may be read more often than it ticks, so energy is taken from one change to the
+    next, in the proportion of training time to all time in between. A counter that stands still,
+    runs backwards or leaps is no longer trusted: the power, integrated by the trapezoidal rule
+    since the last sound value, takes its place.
     """
 
     def __init__(self, max_gap: float) -> None:
@@ -26,10 +26,10 @@ class Energy:
         self._pending = (0.0, 0.0)  # J of power and training seconds since the last change
         self._moved = False
         self._joules = self._estimated = self._seconds = 0.0
-        self.why: str | None = None  # why the counter is distrusted
+        self.why: str | None = None  # why the counter is no longer trusted
 
     def add(self, reading: Reading, t: float, trained: float) -> None:
-        """A reading at time t, after `trained` seconds of training in all."""
+        """Add a reading at time ``t``, after ``trained`` seconds of training in all."""
         self._integrate(reading.power_watts, t, trained)
         if self.why is None and reading.energy_joules is not None:
             self._count(reading.energy_joules, t, trained)
@@ -37,7 +37,7 @@ class Energy:
             self._settle()
 
     def interrupt(self) -> None:
-        """Nothing that lies between the readings before and after this is known."""
+        """Leave the time between the last reading and the next one unknown."""
         if not self._moved:
             self._settle()
         self._counter = self._power = None
@@ -45,9 +45,8 @@ class Energy:
         self._moved = False
 
     def known(self) -> tuple[float, float, float]:
-        """Joules, the estimated part of them, and the training seconds that they span."""
-        # What awaits a counter's next change is not lost: the change will bring it. A counter that
-        # never changed promises nothing, though.
+        """Return joules, the estimated part of them, and the training seconds that they span."""
+        # The counter's next change will bring what is pending, unless the counter never changed.
         joules, seconds = (0.0, 0.0) if self._moved else self._pending
         return self._joules + joules, self._estimated + joules, self._seconds + seconds
 
@@ -62,7 +61,7 @@ class Energy:
 
     def _count(self, counter: float, t: float, trained: float) -> None:
         if self._counter is None:
-            self._settle()  # what was integrated before the counter first spoke
+            self._settle()  # what was integrated before the counter first reported
             self._counter = (t, trained, counter)
             return
         then, trained_then, last = self._counter

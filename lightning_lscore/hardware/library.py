@@ -1,4 +1,4 @@
-"""A vendor's library, held open for one device, and the probe that reads through it."""
+"""A vendor's library, opened for one device, and the probe that reads through it."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from .probe import Device, ProbeLost, Reading, for_every_measure
 __all__ = ["OpenedProbe", "Query", "VendorLibrary"]
 
 PLAUSIBLE_MHZ = 10_000
-"""No clock is higher: one that says so is no clock."""
+"""No clock is faster: a higher value is an error code."""
 
 
 Query: TypeAlias = Callable[[Any, Any], "float | frozenset[str] | None"]
-"""(library, handle of the device) -> a measure as in `Reading`, None where impossible."""
+"""(library, handle of the device) -> a field of ``Reading``, None if the answer is impossible."""
 
 
 class VendorLibrary(ABC):
-    """A vendor's library held open for one device, in one process.
+    """A vendor's library, opened for one device in one process.
 
     Args:
-        library: what the module is imported as; its functions are what the queries call.
-        queries: how to ask for each field of `Reading`.
+        library: The imported module, whose functions the queries call.
+        queries: How to read each field of ``Reading``.
     """
 
     NAME: ClassVar[str]
-    """Of the library, in reasons."""
+    """The library's name in messages."""
     PACKAGE: ClassVar[str]
-    """That brings the module."""
+    """The package that provides the module."""
     FORKED: ClassVar[str] = ""
-    """What a fork does to it."""
+    """What a fork does to the library, for the error message."""
 
     def __init__(self, library: Any, queries: Mapping[str, Query]) -> None:
         self._pid = os.getpid()
         self._library = library
         self._handle: Any = None
         self._queries = queries
-        self._never: dict[str, str] = {}  # what is not asked (any more), and why
+        self._never: dict[str, str] = {}  # fields that are never queried (again), and why
         self._unsupported = self._lost = frozenset[int]()
 
     @abstractmethod
     def _code(self, error: Exception) -> int | None:
-        """The status that the library answered with; None if the error is not the library's."""
+        """Return the library's status code; None if the error is not the library's."""
 
     def _words(self, error: Exception) -> str:
         return str(error)
 
     def read(self) -> tuple[Reading, dict[str, str]]:
-        """The reading, and why measures are missing from it: one that fails spoils no other.
+        """Return the reading and why values are missing; a failure affects no other value.
 
-        Raises `ProbeLost` when the device, or the way to it, is gone.
+        Raises:
+            ProbeLost: If the device can no longer be reached.
         """
         if os.getpid() != self._pid:
             raise ProbeLost(f"{self.NAME} was opened in the parent process{self.FORKED}")
@@ -73,7 +74,7 @@ class VendorLibrary(ABC):
             value = query(self._library, self._handle)
         except Exception as error:
             code = self._code(error)
-            if code is None:  # e.g. a function that this version of the package does not have
+            if code is None:  # such as a function that this version of the package lacks
                 self._never[measure] = missing[measure] = f"{self.PACKAGE}: {error!r}"
                 return None
             if code in self._lost:
@@ -88,21 +89,25 @@ class VendorLibrary(ABC):
 
 
 class OpenedProbe(ABC):
-    """A device behind a vendor's library, which the first `read` opens.
+    """A device behind a vendor's library, which the first ``read`` opens.
 
-    Picklable while closed. `read` and `close` belong to one thread and one process.
+    It pickles while closed. A single thread of a single process reads and closes it.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._missing: dict[str, str] = {}
         self._library: VendorLibrary | None = None
-        self._refused: str | None = None  # why the library could never be opened
+        self._refused: str | None = None  # why the library could not be opened
         self._answered = False
 
     @abstractmethod
     def _open(self) -> VendorLibrary:
-        """Raises `ProbeLost` when there is no way to the device."""
+        """Open the library.
+
+        Raises:
+            ProbeLost: If the device cannot be reached.
+        """
 
     @property
     def missing(self) -> Mapping[str, str]:
@@ -111,7 +116,11 @@ class OpenedProbe(ABC):
         return MappingProxyType(self._missing)
 
     def read(self) -> Reading:
-        """Raises `ProbeLost` for a device that once answered; before that, it is silent."""
+        """Read the device; nothing is reported if it was never reachable.
+
+        Raises:
+            ProbeLost: If a device that once answered is gone.
+        """
         if self._refused is not None:
             return Reading()
         try:

@@ -1,8 +1,8 @@
-"""The peak of a device that is in no table: measured once, and kept for later runs.
+"""The peak of a device without a published one: measured once, and kept for later runs.
 
-A measurement is only as good as the machine is quiet. A figure from a quiet machine stands, so
-that runs there compare however busy the machine is when they start. A figure from a busy machine
-is marked so, and the next process measures again.
+Other programs slow a measurement down. A figure from a quiet machine is kept for good, and later
+runs compare however busy the machine is when they start. A figure from a busy machine is marked as
+such, and the next process measures again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["measured_peak"]
 
 ROUND_SECONDS = 0.3
 ENOUGH_SECONDS = 1.5
-"""No round begins that would end later than this after the first began."""
+"""No round starts that would end later than this after the start of the first."""
 
 _known: dict[tuple[Any, ...], Peak | None] = {}
 """What this process has found: it measures nothing twice."""
@@ -35,17 +35,17 @@ def measured_peak(
     anew: bool = False,
     now: Callable[[], float] = time.perf_counter,
 ) -> Peak | None:
-    """Return how fast a device multiplies matrices: known, kept from an earlier run, or measured.
+    """Return the best rate of a device's matrix products, from the cache or else measured.
 
-    A stand-in for a published peak, and lower: 60 to 95 % of it where there is one. It takes about
-    0.6 s on a quiet machine and up to 1.5 s on a busy one, once; see ``products.multiply`` for what
-    it does meanwhile. A cache that cannot be used costs the saving and nothing else.
+    It replaces a published peak, of which products reach 60 to 95 %. A measurement takes about
+    0.6 s on a quiet machine and up to 1.5 s on a busy one; see ``products.multiply``. It works
+    without a usable cache, too, and then measures in each process.
 
     Args:
         device: A ``torch.device`` or its name.
         dtype: As for ``peak_flops``.
-        name: The device's name by its vendor: what a kept peak is found by, beside the precision,
-            the threads and torch's version.
+        name: The vendor's name of the device. With the dtype, the threads and torch's version it
+            identifies a kept peak.
         threads: CPU threads; None: as many as torch uses.
         anew: Measure even if the peak is known. The best of both counts.
         now: Seconds of wall time.
@@ -53,18 +53,7 @@ def measured_peak(
     Returns:
         None if torch cannot multiply in that precision there, or has no memory for it.
     """
-    import torch
-
-    device = torch.device(device)
-    on_cpu = device.type == "cpu"
-    of = {
-        "device": name,
-        "kind": device.type,
-        "dtype": dtype,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": (threads or torch.get_num_threads()) if on_cpu else None,
-        "torch": str(torch.__version__),
-    }
+    of = _identity(device, dtype, name, threads)
     key = tuple(of.values())
     if not anew and key in _known:
         return _known[key]
@@ -73,7 +62,7 @@ def measured_peak(
     try:
         cache = PeakCache(cache_folder(), of)
         kept = cache.load()
-    except Exception as error:  # whatever it is, a fit does not end for it
+    except Exception as error:  # must not end a fit, whatever it is
         trouble.append(f"the cache could not be read: {str(error) or repr(error)}")
     best = kept
     if anew or kept is None or kept.disturbed:
@@ -87,6 +76,23 @@ def measured_peak(
     return _known[key]
 
 
+def _identity(
+    device: Any, dtype: str, name: str, threads: int | None
+) -> dict[str, str | int | None]:
+    """Return what two measurements must have in common to give the same peak."""
+    import torch
+
+    kind = torch.device(device).type
+    return {
+        "device": name,
+        "kind": kind,
+        "dtype": dtype,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "threads": (threads or torch.get_num_threads()) if kind == "cpu" else None,
+        "torch": str(torch.__version__),
+    }
+
+
 def _measure(
     device: Any,
     dtype: str,
@@ -94,9 +100,9 @@ def _measure(
     kept: CachedPeak | None,
     now: Callable[[], float],
 ) -> CachedPeak | None:
-    """Rounds of products until two quiet ones agree, or it is long enough.
+    """Measure until two quiet rounds agree, or until the time is up.
 
-    After an earlier measurement on a busy machine a single round shows whether it is quiet now.
+    After an earlier measurement on a busy machine, one round decides whether it is quiet now.
     """
     start, rounds, disturbed = now(), list[Rate](), ""
     while True:
@@ -114,7 +120,7 @@ def _measure(
             break
     if not rounds:
         return None
-    if quiet and (len(quiet) >= 2 or len(rounds) == 1):  # a slow device has time for one alone
+    if quiet and (len(quiet) >= 2 or len(rounds) == 1):  # a slow device has time for one only
         disturbed = ""
     else:
         disturbed = disturbed or "its rate changed between the rounds"

@@ -1,7 +1,7 @@
-"""Readings of one device, added up over training time. Pure arithmetic.
+"""Adds up the readings of one device over training time. Pure arithmetic.
 
-Only training time counts. Whatever lies between two readings is shared out in proportion to the
-training time in between, so a reading at the edge of training that comes late costs resolution, not
+Only training time counts. What happens between two readings is divided in proportion to the
+training time in between. A late reading at the edge of training thus costs resolution, but adds no
 bias.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Meter"]
 
 
 class _Integral:
-    """A value summed over training time, and the time for which it was known."""
+    """A value integrated over training time, and the seconds for which it was known."""
 
     __slots__ = ("known", "sum")
 
@@ -32,17 +32,17 @@ class _Integral:
 
 
 class Meter:
-    """Adds the readings of one device up over training time. Pure arithmetic: no clock, no thread.
+    """Adds up the readings of one device over training time, without a clock or a thread.
 
-    Times are seconds on any monotonic clock, given in order: an earlier one counts as the latest.
-    Between two readings no more than `max_gap` seconds apart, what the later one says holds (the
-    window of `busy_fraction` ends there), weighted by the training seconds in between; further
-    apart, nothing is known but the difference of an energy counter.
+    Times are seconds on any monotonic clock, in order; an earlier time counts as the latest one.
+    Between two readings at most ``max_gap`` seconds apart, the values of the later one hold (its
+    ``busy_fraction`` covers the time before it), weighted by the training seconds in between.
+    Over a longer gap only the difference of an energy counter is known.
 
     Args:
-        max_gap: seconds; a few sampling intervals.
-        owner: False for a rank that shares the device with the rank that owns it (processes on
-            one host's CPU): it adds its busy seconds and its memory's peak, no time or energy.
+        max_gap: Seconds; a few sampling intervals.
+        owner: False for a rank that shares the device with its owner (processes on one host's
+            CPU): it adds its busy seconds and its memory peak, but no time or energy.
     """
 
     def __init__(self, *, max_gap: float, owner: bool = True) -> None:
@@ -61,24 +61,24 @@ class Meter:
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """Why the energy is not the counter's alone, if so."""
+        """Why the energy does not come from the counter alone, if it does not."""
         why = self._energy.why
         return (
             {} if why is None else {"energy_joules": f"{why}; from there on by its power, if known"}
         )
 
     def resume(self, t: float) -> None:
-        """Training goes on at time t. Again while it goes on: no effect."""
+        """Start or continue training at time ``t``. No effect while it is running."""
         self._advance(t)
         self._training = True
 
     def pause(self, t: float) -> None:
-        """Training stops at time t. Again while it is stopped: no effect."""
+        """Stop training at time ``t``. No effect while it is stopped."""
         self._advance(t)
         self._training = False
 
     def add(self, reading: Reading, t: float) -> None:
-        """A reading that was complete at time t."""
+        """Add a reading that was complete at time ``t``."""
         self._advance(t)
         t, trained = self._latest, self._trained
         if self._last is not None and t - self._last[0] <= self._max_gap:
@@ -92,12 +92,12 @@ class Meter:
         self._last = (t, trained)
 
     def interrupt(self) -> None:
-        """The device was lost: no reading of before says anything about the time since."""
+        """Leave the time until the next reading unknown: the device was lost."""
         self._last = None
         self._energy.interrupt()
 
     def totals(self, t: float | None = None) -> Totals:
-        """What is known by now; t extends the training time, not what was observed of it."""
+        """Return the sums so far; ``t`` extends the training time, not its observed part."""
         more = max(0.0, t - self._latest) if t is not None and self._training else 0.0
         integrals = list(zip(GAUGES, self._integrals, strict=True))
         if not self.owner:

@@ -1,14 +1,14 @@
 """NVIDIA GPUs, read through NVML.
 
-`cuda_probe` knows a device by the UUID that CUDA gives it, never by an index: NVML's order is not
-CUDA's. NVML itself is opened by the first `NvmlProbe.read`, in the thread that samples; what it
-cannot say is None with a reason, so a machine without a usable NVML still counts its devices' time.
+Devices are identified by CUDA's UUID, never by an index: NVML's order is not CUDA's. The first
+``NvmlProbe.read`` opens NVML, in the sampler's thread. Values that NVML does not report are None
+with a reason, and without a usable NVML the devices' time still counts.
 
-Power is `nvmlDeviceGetPowerUsage`, which every driver has: a mean over the last second on Ampere
-and newer (at the moment of the reading on GA100 and older), which is what a sampler that reads once
-a second wants to integrate. The energy counter is better, and is preferred where it is sound.
-Memory is the whole device's, other processes included, without what the driver reserves. The clock
-of a MIG slice is its board's, which all slices share; NVML may refuse to say it to a slice.
+Power is ``nvmlDeviceGetPowerUsage``, which every driver has: the mean over the last second on
+Ampere and newer, which suits a sampler that reads once per second, and the current value on GA100
+and older. A sound energy counter is better and preferred. Memory is that of the whole device,
+including other processes, without the driver's reserve. The clock of a MIG slice is that of its
+board, which all slices share; NVML may refuse to report it for a slice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _UNSUPPORTED = (
     "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_NO_PERMISSION", "NVML_ERROR_FUNCTION_NOT_FOUND",
     "NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", "NVML_ERROR_DEPRECATED",
 )  # fmt: skip
-"""Answers that will not change while the process lives: the question is not asked again."""
+"""Errors that will not change while the process lives: the query is not repeated."""
 
 _LOST = (
     "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_GPU_NOT_FOUND", "NVML_ERROR_NOT_FOUND",
     "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED", "NVML_ERROR_DRIVER_NOT_LOADED",
     "NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_LIB_RM_VERSION_MISMATCH",
 )  # fmt: skip
-"""Answers that concern the device or NVML as a whole, not one measure."""
+"""Errors that concern the device or NVML as a whole, not one value."""
 
 _HELD_DOWN = {
     "SwPowerCap": "power",
@@ -44,13 +44,13 @@ _HELD_DOWN = {
     "HwThermalSlowdown": "heat",
     "HwSlowdown": "fault",  # set beside either of the Hw... above, or alone
 }
-"""Reasons for a low clock that are throttling; idleness and clocks set by someone are not."""
+"""Reasons for a low clock that are throttling; idling and clocks set by a user are not."""
 
 _MIG = "a MIG slice: NVML reports it for the whole board only, which is not this process's alone"
 
 
 class NvmlProbe(OpenedProbe):
-    """One NVIDIA GPU or MIG slice; `device.key` is its UUID with NVML's prefix.
+    """One NVIDIA GPU or MIG slice; ``device.key`` is its UUID with NVML's prefix.
 
     One process only: NVML does not survive a fork.
     """
@@ -60,7 +60,7 @@ class NvmlProbe(OpenedProbe):
 
 
 class _NvmlLibrary(VendorLibrary):
-    """NVML held open for one device: from `nvmlInit` to the matching `nvmlShutdown`."""
+    """NVML opened for one device: from ``nvmlInit`` to the matching ``nvmlShutdown``."""
 
     NAME, PACKAGE, FORKED = "NVML", "nvidia-ml-py", " and does not survive a fork"
 
@@ -76,7 +76,7 @@ class _NvmlLibrary(VendorLibrary):
             self._library.nvmlInit()
             self._open = True
             self._handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
-            # What its name tells is not asked: an error there would charge the slice for its board.
+            # The name decides where it can: an error would charge the board's energy to the slice.
             if uuid.startswith("MIG-") or self._is_slice():
                 self._never = dict.fromkeys(("busy_fraction", "power_watts", "energy_joules"), _MIG)
         except Exception as error:  # an NVMLError, or ctypes' own when the library is damaged
@@ -84,7 +84,7 @@ class _NvmlLibrary(VendorLibrary):
             raise ProbeLost(f"NVML cannot open {uuid}: {error}") from error
 
     def close(self) -> None:
-        # In a forked child NVML was never initialised by us, so there is nothing to give back.
+        # A forked child did not initialise NVML, so it has nothing to release.
         if self._open and os.getpid() == self._pid:
             with contextlib.suppress(Exception):  # the driver may be gone
                 self._library.nvmlShutdown()
@@ -93,7 +93,7 @@ class _NvmlLibrary(VendorLibrary):
         return error.value if isinstance(error, self._library.NVMLError) else None
 
     def _is_slice(self) -> bool:
-        """True for a MIG slice, and for a board in MIG mode, of which we can have a slice only."""
+        """Return whether it is a MIG slice, or a board in MIG mode, which is used by its slices."""
         with contextlib.suppress(self._library.NVMLError):  # a driver from before MIG
             if _plain_int(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
                 return True
@@ -110,7 +110,7 @@ class _NvmlLibrary(VendorLibrary):
 
 
 def driver_versions() -> str:
-    """Of NVIDIA's driver and of NVML, in words; why not, where there is none."""
+    """Return the versions of NVIDIA's driver and NVML in words, or why there are none."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -119,7 +119,7 @@ def driver_versions() -> str:
     try:
         driver, library = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetNVMLVersion()
     except Exception as error:
-        return f"the NVIDIA driver does not tell its version: {error}"
+        return f"the NVIDIA driver does not report its version: {error}"
     finally:
         with contextlib.suppress(Exception):
             nvml.nvmlShutdown()
@@ -138,7 +138,7 @@ def _busy_fraction(nvml: Any, handle: Any) -> float | None:
 
 def _power_watts(nvml: Any, handle: Any) -> float | None:
     milliwatts = nvml.nvmlDeviceGetPowerUsage(handle)
-    return milliwatts / 1e3 if milliwatts > 0 else None  # a device that answers draws something
+    return milliwatts / 1e3 if milliwatts > 0 else None  # a device that answers draws some power
 
 
 def _energy_joules(nvml: Any, handle: Any) -> float | None:
@@ -150,7 +150,7 @@ def _memory_used_bytes(nvml: Any, handle: Any) -> int | None:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # a driver older than R510
-    # The peak would keep a single wrong value for ever.
+    # The peak would keep a single wrong value forever.
     return int(memory.used) if 0 <= memory.used <= memory.total else None
 
 
@@ -160,7 +160,7 @@ def _sm_clock_mhz(nvml: Any, handle: Any) -> float | None:
 
 
 def _throttled(nvml: Any, handle: Any) -> frozenset[str]:
-    # R535 renamed the function, and nvidia-ml-py its constants: both may know one name only.
+    # R535 renamed the function, and nvidia-ml-py its constants: either may know one name only.
     try:
         reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
     except (AttributeError, nvml.NVMLError_FunctionNotFound):

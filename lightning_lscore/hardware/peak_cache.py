@@ -1,7 +1,7 @@
 """Measured peaks that outlive the process: files in the user's cache directory.
 
 Each peak has two files of its own, one for a figure from a quiet machine and one for a figure from
-a busy machine. Processes that write at once thus cannot replace the former by the latter.
+a busy machine: a process that measured under load cannot overwrite a quiet figure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AGREE = 0.97
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
-    """Return where peaks are kept: ``$LSCORE_CACHE``, else the user's cache directory."""
+    """Return the folder of kept peaks: ``$LSCORE_CACHE``, or one in the user's cache directory."""
     if own := environment.get("LSCORE_CACHE"):
         return Path(own)
     if platform == "darwin":
@@ -49,7 +49,7 @@ class CachedPeak:
     measured_at: str
     """UTC, in ISO format."""
     disturbed: str = ""
-    """The sign that the machine was busy; empty: it was quiet."""
+    """Evidence that the machine was busy; empty if it was quiet."""
 
     def __post_init__(self) -> None:
         texts = (self.what, self.measured_at, self.disturbed)
@@ -59,9 +59,9 @@ class CachedPeak:
 
 
 def better(*peaks: CachedPeak | None) -> CachedPeak | None:
-    """Return the fastest, for what a device has done it can do.
+    """Return the fastest peak: a rate that a device reached once is possible.
 
-    It counts as measured on a quiet machine if any of those that are about as fast was.
+    It counts as quiet if any of the peaks that are about as fast is.
     """
     known = [peak for peak in peaks if peak is not None]
     if not known:
@@ -76,7 +76,7 @@ class PeakCache:
 
     Args:
         folder: Where the files are; it need not exist.
-        of: What the peak is of: equal for measurements that must agree.
+        of: What identifies the peak: device, dtype, threads and the like.
     """
 
     def __init__(self, folder: Path, of: Mapping[str, str | int | None]) -> None:
@@ -86,7 +86,7 @@ class PeakCache:
         self._busy = folder / f"peak-{digest}-busy.json"
 
     def load(self) -> CachedPeak | None:
-        """Return what is kept; None if nothing is.
+        """Return the kept peak; None if there is none.
 
         Raises:
             OSError: If no file can be read, though there is one.
@@ -104,7 +104,7 @@ class PeakCache:
         return best
 
     def save(self, peak: CachedPeak) -> CachedPeak:
-        """Keep a peak, unless another process has kept a better one. Return the better.
+        """Keep a peak unless a better one is kept already. Return the better one.
 
         Raises:
             OSError: If the file cannot be written.

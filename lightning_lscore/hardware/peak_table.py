@@ -1,19 +1,19 @@
-"""Published dense peaks: data.
+"""The table of published dense peaks, with the document that states each.
 
 Rules of the table, in TFLOP/s:
-- dense: a figure that a vendor gives "with sparsity" is halved;
-- products accumulate in float32, as torch does: on GeForce cards that halves the 16-bit rate;
-- the fastest unit that computes in that precision, so FP64 tensor cores count for float64;
-- one line is what torch counts as one device: one of the two dies of an MI250X;
-- names are those that drivers report: NVIDIA's list of supported products, AMD's `amdgpu.ids`.
+- dense: figures "with sparsity" are halved;
+- products accumulate in float32, as in torch: on GeForce cards that halves the 16-bit rate;
+- the fastest unit for the dtype counts: FP64 tensor cores for float64;
+- a line is one device of torch: one of the two dies of an MI250X;
+- names are those that drivers report: NVIDIA's list of supported products, AMD's ``amdgpu.ids``.
 
 Most lines also follow from multiprocessors x operations per clock x boost clock, to about 1 %.
 The others are lower: tensor cores of the largest chips run below the boost clock.
 
 Left out on purpose: names that chips of different speed share (GeForce RTX 3080, AMD's
-"MI250X / MI250") and devices for which no vendor publishes the figure (GB10, MI308X, Apple's since
-the M2). A part of a partitioned AMD GPU (CPX and the like) may bear the name of the whole, and
-then gets its peak.
+"MI250X / MI250") and devices without a published figure (GB10, MI308X, Apple's since the M2). A
+partition of an AMD GPU (CPX and the like) may have the name of the whole GPU, and then gets its
+peak.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast a device could multiply matrices: dense peak FLOP/s by precision, looked up or measured.
+"""Published peaks: dense FLOP/s of a device by dtype.
 
-`peak_flops` knows devices by the exact name that CUDA and NVML report, and never guesses from part
-of one: a name alone tells an H100 PCIe from an SXM, a laptop's GPU from a desktop's. A device that
-is not in the table is multiplied with for a moment instead: `measured_peak`.
+``peak_flops`` looks devices up by the exact name that CUDA and NVML report. It never guesses from
+part of a name, which alone distinguishes an H100 PCIe from an SXM, or a laptop's GPU from a
+desktop's. ``measured_peak`` is for devices that are not in the table.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ __all__ = ["Peak", "peak_flops"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """Dense peak of one device in one precision."""
+    """Dense peak of one device in one dtype."""
 
     flops: float
     """FLOP/s."""
     source: str
-    """The document that says so, or how it was measured."""
+    """The document that states it, or how it was measured."""
 
 
 def peak_flops(name: str, dtype: str) -> Peak | None:
-    """The published peak of a device; None where the table has none: measure it then.
+    """Return the published peak of a device; None if the table has none.
 
-    A MIG slice has the share of its board's multiprocessors that NVIDIA states, its compute slices
-    over those of the board. (By multiprocessors counted, a slice of an H100 has up to 15 % less.)
+    A MIG slice gets the share of its board's peak that NVIDIA states: its compute slices over those
+    of the board. (Counted in multiprocessors, a slice of an H100 has up to 15 % less.)
 
     Args:
-        name: exactly as `torch.cuda.get_device_name` or NVML reports it.
-        dtype: `float64`, `float32`, `tf32`, `bfloat16`, `float16` or `float8`.
+        name: Exactly as ``torch.cuda.get_device_name`` or NVML reports it.
+        dtype: One of ``float64``, ``float32``, ``tf32``, ``bfloat16``, ``float16`` or ``float8``.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3", "bfloat16").flops
     989400000000000.0
@@ -60,7 +60,7 @@ def _slice_peak(slice_: re.Match[str], dtype: str) -> Peak | None:
 
 
 def _plain(name: str) -> str:
-    # Drivers before R470 leave the maker out: "A100-SXM4-40GB".
+    # Drivers before R470 leave NVIDIA out: "A100-SXM4-40GB".
     return name.strip().removeprefix("NVIDIA ")
 
 

@@ -1,13 +1,13 @@
-"""A device of the outside world, and what it says of itself.
+"""A device and what it reports.
 
-A `Probe` asks one `Device` what it does at this moment and gives a `Reading`. A `meter.Meter` adds
-the readings of one device up to `meter.Totals`; a `sampler.Sampler` owns the thread that reads all
-probes of the process once an interval.
+A ``Probe`` reads what one ``Device`` is doing right now and returns a ``Reading``. A
+``meter.Meter`` adds the readings of one device up to ``totals.Totals``. A ``sampler.Sampler`` owns
+the thread that reads all probes of the process once per interval.
 
     Probe.read() ─► Reading ─► Meter.add() ─► Totals      Sampler: the thread, the marks
 
-Vendors live in files of their own (`nvml`, `amd`, `apple`, `cpu`): these three know no device.
-Missing is None, never 0, and `missing` says why.
+Each vendor has its own file (``nvml``, ``amd``, ``apple``, ``cpu``); probe, meter and sampler know
+none of them. A missing value is None, never 0, and ``missing`` gives the reason.
 """
 
 from __future__ import annotations
@@ -28,61 +28,65 @@ __all__ = [
 
 
 class ProbeLost(RuntimeError):
-    """The device, or the way to it, is gone; the vendor's error is the cause (`from e`)."""
+    """The device can no longer be reached; the vendor's error is the cause (``from e``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """Identity of one device that this process computes on."""
+    """The identity of one device that this process computes on."""
 
     key: str
-    """Unique across hosts: `GPU-<uuid>`, `MIG-<uuid>`, `cpu:<host>:<boot id>`."""
+    """Unique across hosts: ``GPU-<uuid>``, ``MIG-<uuid>``, ``cpu:<host>:<boot id>``."""
     name: str
-    """As the vendor reports it, e.g. `NVIDIA H100 80GB HBM3`: what `peaks` looks up."""
+    """As the vendor reports it, e.g. ``NVIDIA H100 80GB HBM3``: the key in the table of peaks."""
     kind: str
-    """`cuda`, `cpu`, … as in `torch.device.type`."""
+    """``cuda``, ``cpu``, … as in ``torch.device.type``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a device reported at one moment; None: it could not say."""
+    """What a device reported at one moment; None where it reported nothing."""
 
     busy_fraction: float | None = None
-    """0..1: share of the time just before the reading in which the device worked."""
+    """Share of the time just before the reading in which the device was busy, 0..1."""
     power_watts: float | None = None
     energy_joules: float | None = None
-    """A counter with an arbitrary origin: only differences mean anything."""
+    """A counter with an arbitrary origin: only its differences count."""
     memory_used_bytes: int | None = None
     sm_clock_mhz: float | None = None
-    """Clock of the compute units at this moment, in MHz."""
+    """Current clock of the compute units."""
     throttled: frozenset[str] | None = None
-    """What holds the clocks down at this moment: `"power"`, `"heat"`, or `"fault"` where the
-    hardware does not tell which; empty: nothing does."""
+    """What currently holds the clocks down: ``"power"``, ``"heat"``, or ``"fault"`` where the
+    hardware does not report which; empty if nothing does."""
 
 
 class Probe(Protocol):
-    """Reads one device of the outside world. Made anywhere; read and closed by one thread."""
+    """Reads one device. Created in any thread; read and closed by a single one."""
 
     @property
     def device(self) -> Device: ...
 
     @property
     def missing(self) -> Mapping[str, str]:
-        """Why a measure is missing, keyed by the field of `Reading`."""
+        """Why a value is missing, by field of ``Reading``."""
         ...
 
     def read(self) -> Reading:
-        """A value that the vendor refuses is None. Raises `ProbeLost` when the device is gone."""
+        """Read the device. A value that the vendor refuses is None.
+
+        Raises:
+            ProbeLost: If the device is gone.
+        """
         ...
 
     def close(self) -> None:
-        """Give back what `read` opened. Idempotent, never raises; `read` may open it again."""
+        """Release what ``read`` opened; ``read`` may open it again. Idempotent, never raises."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SilentProbe:
-    """A device of known identity that reports nothing: its time still counts."""
+    """A device that reports nothing but its identity: its time still counts."""
 
     device: Device
     why: str
@@ -99,11 +103,12 @@ class SilentProbe:
 
 
 def for_every_measure(why: str) -> Mapping[str, str]:
+    """Return the same reason for every field of ``Reading``."""
     return {f.name: why for f in fields(Reading)}
 
 
 def why_missing(reading: Reading, why: Mapping[str, str], otherwise: str) -> dict[str, str]:
-    """Return a reason for each measure that the reading lacks: from ``why``, or ``otherwise``."""
+    """Return a reason for each value that the reading lacks: from ``why``, or ``otherwise``."""
     return {
         f.name: why.get(f.name, otherwise)
         for f in fields(Reading)

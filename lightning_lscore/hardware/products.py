@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices just now, and whether it had the time to."""
+"""How fast a device multiplies matrices right now, and whether other programs slowed it down."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from .cpu import usable_threads
 __all__ = ["Rate", "multiply"]
 
 _SHARE = 0.9
-"""A process that gets less of its threads' CPU time is kept waiting by others."""
+"""A process that gets a smaller share of its threads' CPU time competes with other programs."""
 
 _SCATTER = 1.1
-"""Repeats of one product on a quiet machine take about as long: half of them less than this times
-the fastest."""
+"""On a quiet machine half of a product's repeats take less than this times the fastest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +28,7 @@ class Rate:
     what: str
     """Which product it was, and where."""
     disturbed: str = ""
-    """The sign that other programs slowed it down; empty if there is none."""
+    """Evidence that other programs slowed it down; empty if there is none."""
 
 
 def multiply(
@@ -99,7 +98,7 @@ def _fastest_product(
     now: Callable[[], float],
     cpu_time: Callable[[], float],
 ) -> tuple[float, int, str]:
-    """The best FLOP/s, the size that gave it, and what disturbed the products of that size.
+    """Return the best FLOP/s, its size of matrices, and what disturbed the products of that size.
 
     Sizes grow as far as the time allows.
     """
@@ -119,7 +118,7 @@ def _fastest_product(
             for _ in range(2)
         )
         out = torch.mm(a, b)  # warm-up: the library chooses its kernel here
-        # Several small ones in one go on a GPU, so that their launch does not weigh in.
+        # Several small ones at once on a GPU, to hide their launch.
         products = 1 if on_cpu else max(1, 2**33 // size**3)
         took: list[float] = []
         cpu_start = cpu_time()
@@ -146,9 +145,9 @@ def _fastest_product(
 
 
 def _disturbance(took: list[float], cpu_seconds: float | None, threads: int) -> str:
-    """The sign that other programs slowed these repeats down, in words; empty if there is none."""
+    """Return evidence that other programs slowed these repeats down; empty if there is none."""
     if cpu_seconds is not None:
-        # Threads that outnumber the CPUs take turns by themselves.
+        # More threads than CPUs take turns even on a quiet machine.
         share = cpu_seconds / (sum(took) * min(threads, usable_threads()))
         if share < _SHARE:
             return f"the process got {share:.0%} of the CPU time that it could use"
@@ -158,7 +157,7 @@ def _disturbance(took: list[float], cpu_seconds: float | None, threads: int) -> 
 
 
 def _fits(device: Any, dtype: Any, size: int) -> bool:
-    """Whether three such matrices take less than a quarter of the device's free memory."""
+    """Return whether three such matrices take less than a quarter of the device's free memory."""
     import torch
 
     if device.type != "cuda":

@@ -1,7 +1,7 @@
-"""The thread that reads all devices of this process once an interval.
+"""The thread that reads all devices of this process once per interval.
 
-`Sampler.pause()` and `Sampler.resume()` mark the edges of training at once, and wake the thread to
-take a reading there.
+``Sampler.pause()`` and ``Sampler.resume()`` mark the edges of training immediately, and wake the
+thread to take a reading there.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .totals import Totals
 __all__ = ["Sampler"]
 
 GAP_INTERVALS = 4.0
-"""Readings further apart than this many intervals do not cover what lies between them."""
+"""Readings further apart than this many intervals do not cover the time between them."""
 
 RETRY_SECONDS = 30.0
-"""How long a lost device is left alone before it is asked again."""
+"""How long a lost device is left alone before it is read again."""
 
 
 @dataclass(slots=True)
 class _Channel:
-    """One probe with its meter, and when to ask it again after a loss."""
+    """One probe with its meter, and when to retry it after a loss."""
 
     probe: Probe
     meter: Meter
@@ -38,17 +38,17 @@ class _Channel:
 
 
 class Sampler:
-    """One daemon thread a process, which reads all of its probes once an interval of training.
+    """One daemon thread per process, which reads all probes once per interval of training.
 
-    The training thread never waits for a device: `resume` and `pause` only mark a time and wake
-    the thread. Nothing but plain state exists before `start`, so a sampler that was not started
-    pickles. In a forked child every call but `start` is a no-op: the parent goes on counting.
+    The training thread never waits for a device: ``resume`` and ``pause`` only mark a time and
+    wake the thread. A sampler holds plain state until ``start``, and pickles until then. In a
+    forked child every call except ``start`` is a no-op: the parent continues to count.
 
     Args:
-        probes: one for each device of this process.
-        interval: seconds between readings.
-        owned: keys of the devices whose time this process counts; None: all (see `Meter`'s owner).
-        now: monotonic seconds.
+        probes: One for each device of this process.
+        interval: Seconds between readings.
+        owned: Keys of the devices whose time this process counts; None for all (see ``Meter``).
+        now: Monotonic seconds.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Sampler:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._training = False
-        self._wanted = self._served = 0  # boundary readings asked for, and taken
+        self._wanted = self._served = 0  # boundary readings requested, and taken
         self._channels = [_Channel(probe, self._meter(probe)) for probe in self._probes]
 
     def _meter(self, probe: Probe) -> Meter:
@@ -82,13 +82,13 @@ class Sampler:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Of the probes, in their order."""
+        """The probes' devices, in their order."""
         return tuple(probe.device for probe in self._probes)
 
     def start(self) -> None:
-        """Start the thread, which reads nothing before `resume`. Again: no effect.
+        """Start the thread, which reads nothing before ``resume``. No effect if it is running.
 
-        After `stop` the totals go on; in a forked or spawned process they begin at zero.
+        After ``stop`` the totals continue; in a forked or spawned process they start at zero.
         """
         if not self._is_mine():
             self._begin()
@@ -101,18 +101,18 @@ class Sampler:
         atexit.register(self.stop)
 
     def resume(self) -> None:
-        """Training goes on from this moment. Without a running thread: no effect."""
+        """Mark that training runs from now on. No effect without a running thread."""
         self._mark(training=True)
 
     def pause(self) -> None:
-        """Training stops at this moment: a validation begins, or the fit ends."""
+        """Mark that training stops now: a validation starts, or the fit ends."""
         self._mark(training=False)
 
     def by_device(self, timeout: float = 0.5) -> dict[str, Totals]:
-        """Totals of each device by its key, including the reading at the last boundary.
+        """Return the totals of each device by its key, including the reading at the last boundary.
 
-        Waits at most `timeout` seconds for that reading. Without it the totals reach to the
-        reading before; it is made up for later, and until then the coverage shows it missing.
+        Waits at most ``timeout`` seconds for that reading. If it is late, the totals end at the
+        reading before; a later call includes it, and until then the coverage shows the gap.
         """
         if self._wake is None or not self._is_mine():
             return {}
@@ -122,7 +122,7 @@ class Sampler:
             return {c.probe.device.key: c.meter.totals(t) for c in self._channels}
 
     def missing(self) -> dict[str, dict[str, str]]:
-        """Why measures are missing or estimated: by device key, then by field of `Reading`."""
+        """Return why values are missing or estimated, by device key and field of ``Reading``."""
         return {
             c.probe.device.key: {
                 **c.meter.missing,
@@ -133,27 +133,27 @@ class Sampler:
         }
 
     def messages(self) -> list[str]:
-        """Warnings that arose in the thread since the last call, for the caller to issue.
+        """Return the warnings of the thread since the last call, for the caller to issue.
 
-        The thread does not warn by itself: where warnings are errors that would end it.
+        The thread itself does not warn: with warnings turned into errors that would end it.
         """
         taken = list(self._messages)
         del self._messages[: len(taken)]
         return taken
 
     def stop(self, timeout: float = 2.0) -> None:
-        """End training time and the thread; waits at most `timeout` seconds. Again: no effect."""
+        """Stop training time and the thread; wait at most ``timeout`` seconds. Idempotent."""
         if self._thread is None or self._wake is None or not self._is_mine():
             return
         self.pause()
         with self._wake:
             thread, self._thread = self._thread, None
             self._wake.notify_all()
-        thread.join(timeout)  # one that a vendor's call holds longer ends by itself when it returns
+        thread.join(timeout)  # held up in a vendor's call, it ends when that returns
         atexit.unregister(self.stop)
 
     def _is_mine(self) -> bool:
-        # After a fork the child has the object but not its thread, and maybe a lock held for ever.
+        # After a fork the child has the object, but no thread, and possibly a lock held forever.
         return self._pid == os.getpid()
 
     def _alive(self) -> bool:
@@ -194,13 +194,15 @@ class Sampler:
                 probe.close()
 
     def _sample(self, wake: threading.Condition) -> None:
-        """Read every device. The lock is held for the arithmetic, never for a vendor's call."""
+        """Read every device. The lock is held for the arithmetic, never during a vendor's call."""
         for channel in self._channels:
             if channel.retry_at is not None and self._now() < channel.retry_at:
                 continue
             try:
                 reading = channel.probe.read()
-            except Exception as error:  # a thread that dies would lose the other devices as well
+            except (
+                Exception
+            ) as error:  # must not end the thread, which also reads the other devices
                 with wake:
                     self._lose(channel, error)
                 with contextlib.suppress(Exception):
@@ -215,8 +217,8 @@ class Sampler:
         channel.lost = str(error) or repr(error)
         channel.retry_at = self._now() + RETRY_SECONDS
         channel.meter.interrupt()
-        if seen is None:  # the retries that fail are no news
+        if seen is None:  # failing retries are no news
             self._messages.append(
                 f"{name} no longer answers: {channel.lost}. Training goes on; the coverage of its "
-                f"measurements shows the gap, and it is asked again every {RETRY_SECONDS:.0f} s."
+                f"measurements shows the gap, and LScore tries again every {RETRY_SECONDS:.0f} s."
             )

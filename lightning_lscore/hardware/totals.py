@@ -1,4 +1,4 @@
-"""Sums over training time, which join over devices, ranks and resumed runs."""
+"""Sums over training time, which add up over devices, ranks and resumed runs."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ __all__ = ["Totals"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sums over training time. `a + b` joins devices, ranks and resumed sessions alike.
+    """Sums over training time. ``a + b`` joins devices, ranks and resumed sessions alike.
 
-    Every field is a plain number that sums, but those in `MAXIMA`, of which the largest counts.
-    A sum of 0.0 over 0 known seconds is no measurement: `use` gives None then.
+    Fields are plain numbers that add up, except those in ``MAXIMA``, of which the largest counts.
+    A sum of 0.0 over 0 known seconds is no measurement: ``use`` returns None for it.
     """
 
     MAXIMA: ClassVar[frozenset[str]] = frozenset({"memory_peak_bytes"})
 
     training_seconds: float = 0.0
-    """Device-seconds marked as training, read or not."""
+    """Device-seconds of training, with or without readings."""
     observed_seconds: float = 0.0
-    """The part of them that readings cover; one in which every value is None covers nothing."""
+    """The part of them that readings cover; a reading without any value covers nothing."""
     busy_seconds: float = 0.0
     busy_known_seconds: float = 0.0
-    """The part for which `busy_fraction` was reported: what `busy_seconds` is a share of."""
+    """The part for which ``busy_fraction`` was reported: the whole of ``busy_seconds``."""
     energy_joules: float = 0.0
     energy_estimated_joules: float = 0.0
-    """The part of `energy_joules` that is integrated power, for want of a sound counter."""
+    """The part of ``energy_joules`` that is integrated power, where there is no sound counter."""
     energy_known_seconds: float = 0.0
     memory_peak_bytes: int = 0
-    """Largest reading, of one device; 0: none was reported."""
+    """Largest reading of one device; 0 if there was none."""
     memory_byte_seconds: float = 0.0
-    """The memory in use summed over time."""
+    """Memory in use, integrated over time."""
     memory_known_seconds: float = 0.0
     sm_clock_mhz_seconds: float = 0.0
-    """The clock summed over time, in MHz s."""
+    """Clock, integrated over time, in MHz s."""
     sm_clock_known_seconds: float = 0.0
     throttled_seconds: float = 0.0
     throttled_by_power_seconds: float = 0.0
-    """The part of them in which power was a cause, alone or beside others; so for heat."""
+    """The part of them with power among the causes; likewise for heat."""
     throttled_by_heat_seconds: float = 0.0
     throttled_known_seconds: float = 0.0
     readings: int = 0
@@ -56,7 +56,7 @@ class Totals:
         return Totals(**joined)
 
     def since(self, before: Totals) -> Totals:
-        """What was added after ``before``, such that ``before + a.since(before) == a``."""
+        """Return what was added after ``before``: ``before + a.since(before) == a``."""
         added = {
             f.name: getattr(self, f.name)
             - (0 if f.name in self.MAXIMA else getattr(before, f.name))
@@ -65,10 +65,10 @@ class Totals:
         return Totals(**added)
 
     def use(self) -> DeviceUse:
-        """Return what is known of one device, or on a sum over devices of them on average.
+        """Return the measures of one device, or the averages of several if this is their sum.
 
-        Means are weighted by time. Ranks that share a host's CPU may each count a little too much
-        CPU time: their sum is cut at the whole device.
+        Means are weighted by time. Ranks that share a host's CPU may together count a little more
+        CPU time than there was: the busy fraction is capped at 1.
         """
         means = {
             gauge.measure: _ratio(getattr(self, gauge.sum) / gauge.unit, getattr(self, gauge.known))
@@ -87,7 +87,7 @@ class Totals:
 
     @property
     def energy_is_counter(self) -> bool:
-        """True when all of the energy known comes from counters: measured, not estimated."""
+        """Whether all of the known energy comes from counters: measured, not estimated."""
         return self.energy_known_seconds > 0 and self.energy_estimated_joules == 0
 
 

@@ -317,7 +317,7 @@ def test_the_versions_of_the_driver_and_of_nvml(monkeypatch):
     assert fake.initialised == 0
 
     fake.faults = {"nvmlSystemGetNVMLVersion": pynvml.NVML_ERROR_UNKNOWN}
-    assert "does not tell its version: Unknown Error" in nvml.driver_versions()
+    assert "does not report its version: Unknown Error" in nvml.driver_versions()
     assert fake.initialised == 0
     fake.faults = {"nvmlInit": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}
     assert nvml.driver_versions() == "no NVIDIA driver answers: Driver Not Loaded"
