@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import json
@@ -24,7 +23,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import lr_scheduler
 
 from lightning_lscore import Factor, Formula, LScore
-from lightning_lscore.hardware.peaks import measured_peak
 from lightning_lscore.stopping import CostEarlyStopping
 
 RESUME = pytest.mark.filterwarnings(
@@ -85,16 +83,6 @@ class Halt(pl.Callback):
 
     def on_validation_end(self, trainer, pl_module):
         trainer.should_stop = trainer.should_stop or trainer.global_step >= END * STEPS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_measured_peak():
-    """For all runs here: each would take a third of a second to measure it again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "lightning_lscore.hardware.devices.measured_peak", functools.cache(measured_peak)
-        )
-        yield
 
 
 @pytest.fixture
