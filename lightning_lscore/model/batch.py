@@ -1,4 +1,4 @@
-"""The tokens in a batch, of whatever shape the user's batches are."""
+"""The tokens in a batch, whatever its structure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Integer tensors under these names are the model's input; an unnamed batch is searched in order.
+# Integer tensors under these keys are the model's input; a batch without them is searched in order.
 _INPUT_NAMES = ("input_ids", "tokens", "inputs", "input", "x")
 
-# What token numbers usually are.
+# Usual dtypes of token ids.
 _USUAL = frozenset({torch.int64, torch.int32})
 
 
 def find_tokens(batch: Any) -> Tensor | None:
-    """The tensor of token numbers that a batch feeds to the model, or None.
+    """Return the tensor of token ids that a batch feeds to the model, or None.
 
     By name in a mapping (``input_ids`` first), else the first integer tensor with at least two
     dimensions [B, T], else the first integer tensor.
@@ -28,14 +28,14 @@ def find_tokens(batch: Any) -> Tensor | None:
 
 
 def _usual(batch: Any) -> Tensor | None:
-    """The tokens where they need no search, which would take longer than all else in a step."""
+    """Return tokens in their usual place: a search would take longer than all else in a step."""
     if isinstance(batch, (list, tuple)):
         value = batch[0] if batch else None
         if isinstance(value, Tensor) and value.dtype in _USUAL and value.ndim >= 2:
             return value
     elif isinstance(batch, Tensor):
         return batch if _is_tokens(batch) else None
-    elif isinstance(batch, (dict, Mapping)):  # a dict at once: to ask for a Mapping takes longer
+    elif isinstance(batch, (dict, Mapping)):  # isinstance of a Mapping is slow: dict comes first
         for name in _INPUT_NAMES:
             value = batch.get(name)
             if isinstance(value, Tensor) and _is_tokens(value):
@@ -53,7 +53,7 @@ def _search(batch: Any) -> Tensor | None:
 
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
-    """The 0/1 attention mask that says which of ``tokens`` are text and which are padding."""
+    """Return the 0/1 attention mask of ``tokens``, 0 for padding, or None."""
     if isinstance(batch, (list, tuple)):
         return None
     mask = batch.get("attention_mask") if isinstance(batch, (dict, Mapping)) else None
@@ -62,9 +62,9 @@ def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
 
 
 def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Every tensor of token numbers that a batch feeds to the model, with its mask or None.
+    """Return every tensor of token ids that a batch feeds to the model, with its mask or None.
 
-    Several where the batch is a list of micro-batches, or holds a list of sequences.
+    There are several if the batch is a list of micro-batches, or holds a list of sequences.
     """
     tokens = _usual(batch)
     if tokens is not None:
@@ -86,7 +86,7 @@ def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
         return []
     mask = find_mask(batch, tokens)
     if mask is None and labels is not None and labels is tokens:
-        mask = labels >= 0  # where sounds or pictures are the input, labels of -100 are padding
+        mask = labels >= 0  # with audio or images as input, labels of -100 are padding
     return [(tokens, mask)]
 
 
@@ -95,7 +95,7 @@ def _listed(value: Any) -> Sequence[Any]:
 
 
 def integer_tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors of integers in nested mappings, sequences and dataclasses."""
+    """Yield all integer tensors in nested mappings, sequences and dataclasses."""
     if isinstance(batch, Tensor):
         if _is_tokens(batch):
             yield batch
@@ -116,12 +116,12 @@ def _is_tokens(tensor: Tensor) -> bool:
 
 
 def batches_of(loaders: Any, batch: Any) -> list[Any]:
-    """The batches of all loaders, where the Trainer was given several: one batch holds them all.
+    """Return the batches of all loaders if the Trainer has several: one batch holds them all.
 
     Args:
-        loaders: in mappings and sequences, of which the batch has the structure, unless the module
-            made another of it.
-        batch: of one step; None stands for a loader that has ended.
+        loaders: in nested mappings and sequences. The batch has the same structure, unless the
+            module changed it.
+        batch: of one step; None stands for an exhausted loader.
     """
     pairs: Iterable[tuple[Any, Any]] = ()
     if isinstance(loaders, Mapping) and isinstance(batch, Mapping):
@@ -134,8 +134,8 @@ def batches_of(loaders: Any, batch: Any) -> list[Any]:
 
 
 def find_inputs_of_all(loaders: Any, batch: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """As :func:`find_inputs`, of the batches of several loaders."""
+    """Return the inputs, as :func:`find_inputs` does, of the batches of several loaders."""
     found = [inputs for part in batches_of(loaders, batch) if (inputs := find_inputs(part))]
-    # One number for each sample is a label, where another loader has tokens.
+    # If one loader has tokens, one number per sample in another is a label.
     texts = [inputs for inputs in found if len(inputs) > 1 or inputs[0][0].ndim > 1]
     return [one for inputs in texts or found for one in inputs]

@@ -1,4 +1,4 @@
-"""FLOP that one training step executes, where the structure of a model tells too little."""
+"""FLOP that one training step executes, for models whose structure does not reveal them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .flops import FlopsModel
 
 
 class CountedStep:
-    """Counts the FLOP that one training step executes, with PyTorch's formulas for its kernels.
+    """Count the FLOP that one training step executes, with PyTorch's formulas for its kernels.
 
     Use it as a context manager, or ``start`` and ``stop`` it from the hooks around a batch. It
-    slows the step down, changes nothing in it and does not wait for the device. What torch.compile
-    fuses with a product is not counted, and in versions of PyTorch whose torch.compile would give
-    up a module for good because it was once counted, nothing is.
+    slows the step down, but changes nothing in it and does not wait for the device. Products that
+    torch.compile fuses into other kernels are not counted. In versions of PyTorch where counting
+    would keep torch.compile from ever compiling a module, nothing is counted.
 
     >>> import torch
     >>> with CountedStep() as step:
@@ -37,20 +37,20 @@ class CountedStep:
 
     @property
     def is_counting(self) -> bool:
-        """Whether it has started and not stopped."""
+        """Whether it was started and not yet stopped."""
         return self._mode is not None
 
     def start(self) -> None:
-        """Counts from 0 on."""
+        """Start counting from 0."""
         self.flops = 0
         if _LeavesCompileAlone is not None:
             counter = FlopCounterMode(display=False, custom_mapping=_kernels())
-            # Not the counter itself: it also hooks into all modules, of which torch.compile warns.
+            # The counter itself also hooks into all modules, and torch.compile warns about that.
             self._mode = _LeavesCompileAlone(counter)
             self._mode.__enter__()
 
     def stop(self) -> None:
-        """Counts up to here; nothing if it does not count, as when a step has failed."""
+        """Stop counting. Safe to call when it is not counting, after a failed step for example."""
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.__exit__(None, None, None)
@@ -64,11 +64,11 @@ class CountedStep:
         self.stop()
 
     def flops_model(self, tokens_by_length: Mapping[int, int], estimate: FlopsModel) -> FlopsModel:
-        """What was counted, for each of the step's tokens.
+        """Return the FLOP that were counted per token of the step.
 
         Args:
-            tokens_by_length: the tokens of the step, by the length of their sequences.
-            estimate: what to fall back on if no products or no tokens were counted.
+            tokens_by_length: tokens of the step, by the length of their sequences.
+            estimate: returned, with a remark, if no products or no tokens were counted.
         """
         tokens = sum(tokens_by_length.values())
         if not self.flops or not tokens:
@@ -95,7 +95,7 @@ if hasattr(flop_counter, "_FlopCounterMode") and hasattr(
     class _LeavesCompileAlone(  # type: ignore[no-redef, no-untyped-call]
         flop_counter._FlopCounterMode
     ):
-        """As PyTorch's, but what is first called while it counts is compiled nevertheless."""
+        """PyTorch's mode, but functions first called while it counts are compiled nevertheless."""
 
         @classmethod
         def ignore_compile_internals(cls) -> bool:
@@ -108,13 +108,13 @@ if hasattr(flop_counter, "_FlopCounterMode") and hasattr(
                 return super().__torch_dispatch__(  # type: ignore[no-untyped-call]
                     func, types, args, kwargs
                 )
-            # PyTorch's refuses most of these, and so stops a step with flex_attention.
+            # PyTorch's mode refuses most of these, and would fail a step with flex_attention.
             return func(*args, **(kwargs or {}))
 
 
-# Formulas by the shapes of a kernel's arguments, where PyTorch has none, or one that counts in
-# attention's backward pass the scores that the kernel computes again. They count the products that
-# a causal mask hides, as PyTorch and 12 L H Q T do.
+# Formulas by the shapes of a kernel's arguments, where PyTorch has none, or one that also counts
+# the scores that attention's backward pass recomputes. Like PyTorch's and 12 L H Q T they include
+# the products that a causal mask hides.
 
 Shape = Sequence[int]
 
@@ -130,7 +130,7 @@ def _attention_backward_flops(
 
 
 def _grouped_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Of all experts' products; what is not stacked has rows, or columns, for each of them."""
+    """Products of all experts; an argument that is not stacked holds rows or columns of each."""
     return 2 * math.prod(a if len(b) == 3 else a[-2:]) * b[-1]
 
 

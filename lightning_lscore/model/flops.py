@@ -1,9 +1,9 @@
-"""FLOP that a model needs to learn from its tokens, whatever the machine spends on them.
+"""FLOP that a model needs to learn from its tokens, however many the machine executes.
 
 A multiplication and the addition behind it are 2 FLOP. Only matrix products count, and each once:
-what activation checkpointing computes again is no more learning. A :class:`FlopsModel` is estimated
-from the model's structure (:func:`flops_of`), counted in one training step (``counted_step``),
-or given by the user, and says in its ``convention`` which.
+recomputing activations teaches the model nothing. A :class:`FlopsModel` is estimated from the
+model's structure (:func:`flops_of`), counted in one training step (``counted_step``), or given by
+the user; its ``convention`` states which.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _FORWARD, _PASS_ON, _LEARN = 2, 2, 2
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsModel:
-    """How many FLOP a training token needs, by the length of the sequence that it stands in."""
+    """FLOP of a training token, by the length of its sequence."""
 
     per_token: float
     """Of products with weights. Units: FLOP per token."""
     per_position: Mapping[float, float] = field(default_factory=dict)
-    """Of attention's products of activations, by the window that limits what a token looks at in
-    tokens; infinity: the whole sequence. Units: FLOP per token and position that it looks at."""
+    """Of attention's products of activations, by the window that limits how many tokens a token
+    attends to; infinity: the whole sequence. Units: FLOP per token and position attended to."""
     convention: str
-    """What was counted, and how: part of a sentence, for a record's provenance."""
+    """What is counted, and how: part of a sentence in a record's provenance."""
 
     @classmethod
     def given(cls, flops_per_token: float) -> FlopsModel:
-        """What the user says. Units: FLOP per training token, forward and backward.
+        """Return the user's own number. Units: FLOP per training token, forward and backward.
 
         Raises:
-            ValueError: if it is no finite number > 0.
+            ValueError: if it is not a finite number > 0.
         """
         number = as_number(flops_per_token)
         if number is None or not 0 < number < math.inf:
@@ -51,37 +51,37 @@ class FlopsModel:
         return cls(per_token=number, convention="FLOP per token as given")
 
     def at(self, length: int) -> float:
-        """FLOP for one token in a sequence of ``length`` tokens; 0: not known."""
+        """Return the FLOP of one token in a sequence of ``length`` tokens; 0: length not known."""
         attention = (flops * min(length, window) for window, flops in self.per_position.items())
         return self.per_token + sum(attention)
 
     def total(self, tokens_by_length: Mapping[int, int]) -> float:
-        """FLOP for so many tokens, by the length of their sequences."""
+        """Return the FLOP of all tokens, given by the length of their sequences."""
         return float(sum(n * self.at(length) for length, n in tokens_by_length.items()))
 
 
 def flops_of(module: nn.Module) -> FlopsModel:
-    """The FLOP per token of a model, best before FSDP1 makes one parameter of several.
+    """Estimate the FLOP per token of a model, best before FSDP1 flattens its parameters.
 
-    In general 6 for each trainable parameter and 4 for each frozen one. More is known of the
-    transformers models in ``module``:
+    A trainable parameter counts 6, a frozen one 4. For the transformers models in ``module`` the
+    estimate is finer:
 
-    - Embeddings that are only looked up need no product. Elsewhere it cannot be told whether their
-      weights are the output layer too, and they count like any other.
-    - Frozen layers below everything that learns need no backward pass: 2. Above the first adapter
-      a frozen weight still passes the gradient on, so with LoRA in all layers it is 4 for all.
-    - Of experts, those that a token is routed to; shared ones are always there.
+    - Embeddings that are only looked up need no product. In other models an embedding may be the
+      output layer too, so it counts like any other weight.
+    - Frozen layers below all trainable parameters need no backward pass: 2. Above the first adapter
+      a frozen weight still passes the gradient on: with LoRA in all layers every weight counts 4.
+    - Experts count only as far as a token is routed to them; shared experts always count.
     - Attention, 12 L H Q T: L layers, H heads of size Q, T tokens in the sequence, padding and the
       later half that a causal mask hides included (PaLM, Chowdhery et al. 2022, appendix B). T is
-      at most the sliding window in layers that have one. Where queries and values differ in size
+      limited by the sliding window in layers that have one. Where queries and values differ in size
       (MLA) 2 Q is the sum of both. Sequences packed into one row count as one.
 
-    An encoder-decoder counts as if each token of its input passed through all of it, and without
-    attention, as the length of its target is not known. Layers with a recurrent state, and the
-    selection of sparse attention, count by their parameters alone.
+    An encoder-decoder counts as if each input token passed through all of it, and without
+    attention, because the length of its target is not known. Layers with a recurrent state, and
+    the selection step of sparse attention, count by their parameters alone.
 
     Args:
-        module: whose parameters all see each token.
+        module: each token passes through all of its parameters.
     """
     learning = {id(p) for p in module.parameters() if p.requires_grad}
     models = [Structure(model, learning) for model in token_models(module)]

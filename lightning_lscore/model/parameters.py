@@ -1,4 +1,4 @@
-"""Parameter counts of plain and sharded models."""
+"""Parameters of plain and sharded models."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a whole model, over all of its shards; tied ones count once."""
+    """Parameters of a whole model, over all its shards; tied parameters count once."""
 
     trainable: int
     total: int
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Counts the parameters of ``module``: all of the strategy's model, where FSDP1 wraps it."""
+    """Count the parameters of ``module``; under FSDP1 pass the strategy's whole model."""
     whole = sizes(module)
     trainable = total = 0
     for parameter in module.parameters():
@@ -29,11 +29,11 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def sizes(module: nn.Module) -> dict[int, int]:
-    """Numbers in each parameter of ``module``, over all of its shards, by the parameter's id.
+    """Return the number of elements of each parameter, over all its shards, by the parameter's id.
 
-    ``parameters()`` already yields tied ones once; a DTensor's ``numel`` is that of the whole
-    tensor; DeepSpeed's ZeRO-3 leaves empty tensors that know their real size as ``ds_numel``.
-    FSDP1 leaves local shards, and keeps the shapes that they had beside the flat parameter.
+    ``parameters()`` already yields tied parameters once, and a DTensor's ``numel`` is that of the
+    whole tensor. DeepSpeed's ZeRO-3 leaves empty tensors with their real size in ``ds_numel``.
+    FSDP1 leaves local shards, and keeps the original shapes beside the flat parameter.
     """
     found = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in module.parameters()}
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")

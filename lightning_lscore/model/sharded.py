@@ -1,7 +1,7 @@
 """Logits that several processes hold together, as a DTensor of tensor or data parallelism.
 
-A process works on its own part. Of the words (the vocabulary) that lie elsewhere it learns only
-what a softmax needs, one number a row; no process ever holds the logits of the others.
+Each process works on its own part. Where the vocabulary is sharded, processes exchange only what
+the softmax needs, a few numbers per row; no process ever holds the logits of another.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _TENSOR_PARALLEL = "tensor_parallel"  # what Lightning's ModelParallelStrategy c
 
 
 def is_sharded(x: Any) -> bool:
-    """Whether x is a DTensor. Asked so since importing the class takes long and few need it."""
+    """Whether x is a DTensor. Checks attributes, because importing the class takes long."""
     return isinstance(x, Tensor) and hasattr(x, "placements") and hasattr(x, "device_mesh")
 
 
 def whole(x: Any) -> Any:
-    """A DTensor's values from all processes (a collective, for small tensors); else x itself."""
+    """Return the full tensor of a DTensor (a collective, for small tensors); else x itself."""
     return x.full_tensor() if is_sharded(x) else x
 
 
 @dataclass(frozen=True)
 class Part:
-    """What this process holds of logits [..., V].
+    """The part of logits [..., V] that this process holds.
 
     Raises:
         ValueError: for logits that are partial sums, or sharded in strides.
@@ -37,13 +37,13 @@ class Part:
     rows: tuple[slice, ...]
     """Where its rows lie in the whole."""
     first_word: int
-    """The word that its first column stands for."""
+    """Vocabulary index of its first column."""
     groups: tuple[Any, ...]
-    """Process groups over which the words of its rows are spread."""
+    """Process groups that share the vocabulary of its rows."""
     names: tuple[str, ...]
-    """Of the dimensions of the mesh that it lies on, as far as they have any."""
+    """Names of the mesh dimensions, if they have any."""
     is_first: bool
-    """True on one of the processes that hold the same rows, or words of them: it counts them."""
+    """True on the one process, of those that hold (words of) the same rows, that counts them."""
 
     @classmethod
     def of(cls, logits: Any) -> Part:
@@ -73,16 +73,16 @@ class Part:
         return cls(logits.to_local(), rows, start[last], tuple(groups), names, is_first)
 
     def own(self, labels: Tensor) -> Tensor:
-        """This part's labels, of those of all rows or of its own."""
+        """Return this part's labels, from the labels of all rows or of this part."""
         labels = whole(labels)
         return labels if labels.shape == self.logits.shape[:-1] else labels[self.rows]
 
     def maximum(self, x: Tensor) -> Tensor:
-        """Elementwise maximum over the processes that hold words of the same rows. Collective."""
+        """Return the elementwise maximum over ``groups``. Collective."""
         return self._reduce(x, dist.ReduceOp.MAX)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Elementwise sum over the same. Collective."""
+        """Return the elementwise sum over ``groups``. Collective."""
         return self._reduce(x, dist.ReduceOp.SUM)
 
     def _reduce(self, x: Tensor, operation: Any) -> Tensor:
@@ -93,9 +93,9 @@ class Part:
 
 
 def row_shapes(logits: Tensor, part: Part | None) -> list[tuple[int, ...]]:
-    """Shapes that labels of these logits may have: that of all rows, or of this process's.
+    """Return the shapes that labels of these logits may have: of all rows, or of this process's.
 
-    Where time is what is cut, a process does not know the label behind its last one.
+    Where time is sharded, a process lacks the label after its last token, so it needs all labels.
     """
     if part is None or part.logits.shape[1:-1] != logits.shape[1:-1]:
         return [logits.shape[:-1]]
@@ -103,11 +103,11 @@ def row_shapes(logits: Tensor, part: Part | None) -> list[tuple[int, ...]]:
 
 
 def counts_here(mesh: Any, part: Part | None) -> bool:
-    """Whether this process is the one that counts its rows, of all that compute them.
+    """Whether this process is the one to count its rows, of all that compute them.
 
     Args:
         mesh: ``LightningModule.device_mesh`` of a strategy with tensor parallelism, else None.
-        part: of logits that are a DTensor, which may say more; else None.
+        part: of logits that are a DTensor, else None.
     """
     first = part is None or part.is_first
     if peers(mesh) == 1 or (part is not None and _TENSOR_PARALLEL in part.names):
@@ -116,6 +116,6 @@ def counts_here(mesh: Any, part: Part | None) -> bool:
 
 
 def peers(mesh: Any) -> int:
-    """How many processes compute each batch together, by tensor parallelism on ``mesh``."""
+    """Return how many processes compute each batch together, by tensor parallelism on ``mesh``."""
     named = getattr(mesh, "mesh_dim_names", None) or ()
     return int(mesh[_TENSOR_PARALLEL].size()) if _TENSOR_PARALLEL in named else 1

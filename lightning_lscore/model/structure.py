@@ -1,4 +1,4 @@
-"""What the structure of one transformers model tells about its FLOP."""
+"""FLOP of one transformers model, from its structure and its config."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .transformers_config import (
     attention_width,
     layer_config,
     layer_types,
+    number_of_experts,
     setting,
-    stacked_experts,
     window_of,
 )
 
 
 class Structure:
-    """What the structure and the config of one transformers model tell about its FLOP.
+    """Which parameters of a transformers model each token needs, and what attention adds.
 
     Args:
         model: a ``PreTrainedModel`` that reads tokens.
@@ -29,9 +29,9 @@ class Structure:
 
     def __init__(self, model: Any, learning: set[int]) -> None:
         self.words: list[str] = []
-        """For the convention."""
+        """Phrases for ``FlopsModel.convention``."""
         self.shares: dict[int, float] = {}
-        """Of a parameter, by its id, the share that a token needs where that is not all."""
+        """Fraction of a parameter that each token needs, by its id; all of it where absent."""
         self.no_backward: set[int] = set()
         """Ids of parameters that only the forward pass needs."""
         self.per_position: dict[float, float] = {}
@@ -39,7 +39,7 @@ class Structure:
 
         try:
             config = model.config.get_text_config()
-        except ValueError:  # one with several texts
+        except ValueError:  # a config with several text models
             self.words.append(f"no more is known of {type(model.config).__name__}")
             return
         layers = _layers(model, config)
@@ -59,7 +59,7 @@ class Structure:
     def _look_ups(self, model: Any) -> None:
         if model.get_output_embeddings() is None:
             self.words.append("embeddings counted like other weights")
-            return  # the user's own code may multiply by them
+            return  # user code may multiply by them
         used = {
             id(p)
             for part in model.modules()
@@ -74,11 +74,7 @@ class Structure:
         routed = [part for name, part in model.named_modules() if name.endswith(".experts")]
         k = setting(config, "num_experts_per_tok", "top_k_experts", "moe_topk")
         for experts in routed:
-            n = (
-                len(experts)
-                if isinstance(experts, nn.ModuleList)
-                else stacked_experts(experts, config)
-            )
+            n = number_of_experts(experts, config)
             if k is None or n is None or not 0 < k <= n:
                 self.words.append("all experts, as it is not known how many a token needs")
             else:
@@ -110,7 +106,7 @@ class Structure:
 
 
 def _layers(model: nn.Module, config: Any) -> Sequence[nn.Module]:
-    """The model's layers from bottom to top; none where it is not clear which they are."""
+    """Return the layers from bottom to top, or none if they cannot be identified."""
     found: list[nn.ModuleList] = []
     inside: set[nn.Module] = set()
     for part in model.modules():
@@ -123,10 +119,10 @@ def _layers(model: nn.Module, config: Any) -> Sequence[nn.Module]:
 
 
 def _frozen_below(model: nn.Module, layers: Sequence[nn.Module], learning: set[int]) -> int:
-    """How many of the layers need no backward pass, as nothing in or below them learns.
+    """Return how many layers need no backward pass, as nothing in or below them is trainable.
 
-    Known only if all that learns is in the layers or behind them in the model: a trained prefix,
-    say, is made elsewhere and enters at the bottom.
+    This is known only if all trainable parameters are in the layers or behind them in the model: a
+    trained prefix is made elsewhere and enters at the bottom.
     """
     frozen = 0
     inside = [{id(p) for p in layer.parameters()} for layer in layers]

@@ -11,18 +11,18 @@ from torch import Tensor
 from .batch import find_inputs, find_inputs_of_all, find_tokens
 
 _NOWHERE = torch.Size([0, 0])
-"""Shape of tokens that were counted, not seen."""
+"""Shape of tokens whose tensor is not known."""
 
 
 class TokenCounter:
-    """Counts the training tokens and sequences of this process, padding apart.
+    """Count the training tokens and sequences of this process, without padding.
 
-    It never makes the host wait for the device: a mask that lies on a GPU is summed there, and the
-    sum is fetched when ``total`` or ``by_length`` is read.
+    Counting never makes the host wait for the device: a mask on a GPU is summed there, and the sum
+    is fetched when ``total`` or ``by_length`` is read.
 
     Args:
-        function: batch -> tokens in it, for batches whose tokens cannot be found.
-        loaders: the Trainer's loaders, where these are several, see ``batch.batches_of``.
+        function: batch -> its number of tokens, for batches whose tokens cannot be found.
+        loaders: the Trainer's loaders if there are several, see ``batch.batches_of``.
     """
 
     def __init__(self, function: Callable[[Any], int] | None = None, loaders: Any = None) -> None:
@@ -37,7 +37,7 @@ class TokenCounter:
         """Batches in which no tokens were found."""
 
     def add(self, batch: Any) -> None:
-        """Counts one batch."""
+        """Count one batch."""
         self.batches += 1
         if self._function is not None:
             tokens = find_tokens(batch)
@@ -51,7 +51,7 @@ class TokenCounter:
         self.uncounted += not inputs
 
     def add_counted(self, tokens: int) -> None:
-        """Counts one batch of which nothing but the number of its tokens is known."""
+        """Count one batch by its number of tokens, where nothing else is known about it."""
         self.batches += 1
         self._count(int(tokens), _NOWHERE)
 
@@ -60,7 +60,7 @@ class TokenCounter:
             rows, n = tokens.size(0), tokens.values().numel()
             self._count(n, torch.Size([rows, n // max(1, rows)]))  # by their mean length
         elif mask is None:
-            # Added up later: every tensor operation here would cost each step a microsecond.
+            # Added up later: a tensor operation here would cost every step a microsecond.
             shape = tokens.shape
             self._whole[shape] = self._whole.get(shape, 0) + 1
         elif mask.device.type == "cpu":
@@ -85,13 +85,13 @@ class TokenCounter:
 
     @property
     def samples(self) -> int:
-        """Sequences so far."""
+        """Number of sequences so far."""
         self._settle()
         return self._samples
 
     @property
     def by_length(self) -> Mapping[int, int]:
-        """Tokens so far by the length of their sequences in tokens, with padding; 0: not known.
+        """Tokens so far, by the length of their sequences (with padding; 0: not known).
 
         Waits for the device if masks are summed there.
         """

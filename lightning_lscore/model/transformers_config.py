@@ -1,4 +1,4 @@
-"""What a transformers config tells of attention and experts, under the names it has for them."""
+"""Attention and experts in a transformers config, under the names that models have for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-# Layers by their name in a transformers config: what of the sequence a token looks at.
+# Kinds of attention layers, and the setting that limits how far a token looks back.
 _WHOLE = ("full_attention", "attention", "global", "hybrid")
 _WINDOWS = {
     "sliding_attention": "sliding_window",
@@ -20,7 +20,7 @@ _WINDOWS = {
 
 
 def layer_types(config: Any) -> Sequence[str]:
-    """The kind of attention in each layer."""
+    """Return the kind of attention in each layer."""
     for name in ("layer_types", "layers_block_type", "attention_layers"):
         types = getattr(config, name, None)
         if isinstance(types, Sequence) and types:
@@ -31,14 +31,14 @@ def layer_types(config: Any) -> Sequence[str]:
 
 
 def window_of(kind: str, config: Any) -> float | None:
-    """How many tokens a layer of this kind looks at, at most; None: not known."""
+    """Return how many tokens a layer of this kind attends to at most; None: not known."""
     if kind in _WHOLE:
         return math.inf
     return setting(config, _WINDOWS[kind]) if kind in _WINDOWS else None
 
 
 def attention_width(config: Any) -> float | None:
-    """H (Q + V): the heads, times the size of a query and of a value; None: not known."""
+    """Return H (Q + V), heads times the size of a query plus that of a value; None: not known."""
     heads, hidden = setting(config, "num_attention_heads"), setting(config, "hidden_size")
     if heads is None:
         return None
@@ -50,13 +50,15 @@ def attention_width(config: Any) -> float | None:
 
 
 def layer_config(config: Any, layer: int) -> Any:
-    """The config of one layer, where layers differ."""
+    """Return the config of one layer: layers may differ."""
     different = getattr(config, "is_heterogeneous", False)
     return config.per_layer_config[layer] if different else config
 
 
-def stacked_experts(experts: nn.Module, config: Any) -> float | None:
-    """How many experts are stacked in a module."""
+def number_of_experts(experts: nn.Module, config: Any) -> float | None:
+    """Return how many experts a module holds, in a list or stacked; None: not known."""
+    if isinstance(experts, nn.ModuleList):
+        return len(experts)
     n = getattr(experts, "num_experts", None)
     if isinstance(n, int):
         return n
@@ -64,7 +66,7 @@ def stacked_experts(experts: nn.Module, config: Any) -> float | None:
 
 
 def setting(config: Any, *names: str) -> float | None:
-    """The first of these settings that is a number > 0."""
+    """Return the first of these settings that is a number > 0."""
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, (int, float)) and value > 0:
