@@ -6,8 +6,11 @@ repeated after a resume replaces what it repeats.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import IO
 
@@ -19,15 +22,15 @@ from .record import Record
 RECORD_FILE = "lscore.jsonl"
 SEARCHED_BYTES = 2**26  # of a file's end, for the newest line of a run
 
-# What this process wrote last into each file: its device, inode and size, and the context's hash.
-_written: dict[str, tuple[int, int, int, str]] = {}
+# Each file as this process left it: device, inode and size, and the hashes of the contexts in it.
+_written: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
 
 
 def append_record(path: str | os.PathLike[str], record: Record) -> None:
     """Add a validation, on disk when this returns. A torn line is cut off first.
 
-    The line of context goes before it, unless this process wrote the same one last and nobody has
-    changed the file since.
+    The line of context goes before it, unless this process wrote it and nobody has changed the
+    file since.
 
     Raises:
         OSError: if the file cannot be written.
@@ -38,12 +41,14 @@ def append_record(path: str | os.PathLike[str], record: Record) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "a+b") as file:
         _cut_torn_line(file)
-        known = _written.pop(path, None) == (*_place(file), key)
+        place, contexts = _written.pop(path, (None, frozenset[str]()))
+        if place != _place(file):
+            contexts = frozenset()
         # One write: a crash tears at most one line, and readers see it whole or not at all.
-        file.write((validation if known else context + validation).encode())
+        file.write((validation if key in contexts else context + validation).encode())
         file.flush()
         os.fsync(file.fileno())
-        _written[path] = (*_place(file), key)
+        _written[path] = _place(file), contexts | {key}
 
 
 def _place(file: IO[bytes]) -> tuple[int, int, int]:
@@ -76,7 +81,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         )
     records: list[Record | None] = []
     kept: dict[str, list[tuple[int, int]]] = {}  # of each run's lines, the batch and the place
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with _without_gc(), open(path, "rb") as file:
         for record in _read(file, path):
             mine = kept.setdefault(record.run, [])
             batch = record.batch
@@ -87,10 +92,22 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     return [r for r in records if r is not None]
 
 
-def _read(file: IO[str], path: str) -> Iterator[Record]:
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Keep the garbage collector from looking again and again through what is all kept."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _read(file: IO[bytes], path: str) -> Iterator[Record]:
     reader = Reader()
     for number, line in enumerate(file, 1):
-        if not line.endswith("\n"):
+        if not line.endswith(b"\n"):
             break
         try:
             record = reader.take(line)
@@ -161,16 +178,12 @@ def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Re
 
 def _take_backwards(file: IO[bytes], reader: Reader, line: bytes) -> Record | None:
     """The record of a line whose context was perhaps not read yet."""
-    text = line.decode(errors="replace")
-    try:
-        key = json.loads(text).get("context")
-    except (ValueError, AttributeError, RecursionError):
-        key = None
-    if isinstance(key, str) and not reader.knows(key):
-        context = _find_backwards(file, f'"context":{json.dumps(key)},"run":'.encode())
+    refers = re.match(rb'{"schema":2,"context":"(\w+)","batch":', line)
+    if refers is not None and not reader.knows(refers[1]):
+        context = _find_backwards(file, b'"context":"%s","run":' % refers[1])
         if context:
-            reader.take(context.decode(errors="replace"))
-    return reader.take(text)
+            reader.take(context)
+    return reader.take(line)
 
 
 def _find_backwards(file: IO[bytes], mark: bytes, block: int = 2**20) -> bytes:

@@ -2,7 +2,9 @@
 
 A context holds what many validations share: run, formula, versions, devices, held-out set, the
 names of the measures, and where each came from. A validation holds values in the order of these
-names, and the hash of its context. Both are strict JSON: NaN and infinities are strings.
+names, and the hash of its context. Both are strict JSON: NaN and infinities are strings. A
+validation ends with its checksum, the CRC-32 of all before it: a line that has it is as it was
+written, so it need not be checked, nor even parsed, before somebody asks for it.
 """
 
 from __future__ import annotations
@@ -11,27 +13,22 @@ import hashlib
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
-from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
+from ..equation.evidence import DeviceUse
 from ..equation.measurements import Measurements
-from ..equation.measures import OF_A_VALIDATION
 from ..equation.prediction import Prediction, Unpredictable
-from ..equation.safe_numbers import as_number, exp, short
-from ..equation.score import Score
+from ..equation.safe_numbers import exp
 from .record import Record
 
 SCHEMA = 2
 
-_USES = tuple(f.name for f in fields(DeviceUse))
-_FORECAST = tuple(f.name for f in fields(Prediction))
-_USE_SETTERS = [(name, getattr(DeviceUse, name).__set__) for name in _USES]
-_NUMBERS = {int, float}
-_NOTHING: Mapping[str, Any] = {}
-_AS_MEASURED = "="
+USES = tuple(f.name for f in fields(DeviceUse))
+FORECAST = tuple(f.name for f in fields(Prediction))
+AS_MEASURED = "="
 """In place of a number that equals the measure of the same name: on one device nearly all do."""
 
 # Numbers in a text that change from one validation to the next: the coverage, batches not counted.
@@ -47,14 +44,23 @@ def lines_of(record: Record) -> tuple[str, str, str]:
     text = _json(context)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     head = {"schema": SCHEMA, "context": key}
-    return key, _json({**head, **context}) + "\n", _json({**head, **validation}) + "\n"
+    line = _json({**head, **validation})[:-1]
+    return key, _json({**head, **context}) + "\n", f"{line}{checksum(line.encode())}\n"
+
+
+def checksum(line: bytes) -> str:
+    """Return the end of a validation's line, from its last comma on."""
+    return f',"crc":"{zlib.crc32(line):08x}"}}'
+
+
+CHECKSUM_BYTES = len(checksum(b""))
 
 
 def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what may hold for many validations, and what holds for this one."""
     m, score, evaluation = record.measurements, record.score, record.evaluation
     measured = _without_derived(m.measured())
-    uses = [n for n in _USES if any(getattr(u, n) is not None for u in record.hardware.values())]
+    uses = [n for n in USES if any(getattr(u, n) is not None for u in record.hardware.values())]
     numbers: list[int] = []
     context: dict[str, Any] = {
         "run": record.run,
@@ -65,11 +71,13 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         "level": m.level,
         "measures": list(measured),
         "own": list(m.own),
-        "provenance": {name: _factor(text, numbers) for name, text in m.provenance.items()},
+        "provenance": [
+            [_factor(text, numbers), names] for text, names in _by_text(m.provenance).items()
+        ],
         "missing": [_factor(text, numbers) for text in score.missing],
         "hardware": list(record.hardware),
         "uses": uses,
-        "forecast": list(_FORECAST),
+        "forecast": list(FORECAST),
     }
     perplexities: list[Any] = []
     if evaluation is not None:
@@ -110,6 +118,14 @@ def _without_derived(measured: dict[str, float]) -> dict[str, float]:
     return m
 
 
+def _by_text(provenance: Mapping[str, str]) -> dict[str, list[str]]:
+    """Measures by what is said of them: many have the same origin."""
+    found: dict[str, list[str]] = {}
+    for name, text in provenance.items():
+        found.setdefault(text, []).append(name)
+    return found
+
+
 def _factor(text: str, numbers: list[int]) -> str | list[str]:
     """The text between its changing numbers, which are added to ``numbers``."""
     found = _CHANGING.findall(text)
@@ -118,7 +134,7 @@ def _factor(text: str, numbers: list[int]) -> str | list[str]:
 
 
 def _unless(value: Any, known: Any) -> Any:
-    return _AS_MEASURED if value is not None and _same(value, known) else value
+    return AS_MEASURED if value is not None and _same(value, known) else value
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -127,7 +143,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _prediction_to_json(prediction: Prediction | Unpredictable | None) -> Any:
     if isinstance(prediction, Prediction):
-        return [getattr(prediction, name) for name in _FORECAST]
+        return [getattr(prediction, name) for name in FORECAST]
     return None if prediction is None else prediction.reason
 
 
@@ -144,249 +160,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(v) for v in value]
     return value
-
-
-# ---------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a line of context says, ready for the validations that refer to it.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: if it is no context.
-    """
-
-    run: str
-    formula: dict[str, Any]
-    versions: dict[str, str]
-    devices: tuple[OccupiedDevice, ...]
-    evaluation: dict[str, Any] | None
-    level: float | None
-    measures: tuple[str, ...]
-    own: tuple[str, ...]
-    texts: dict[str, str]
-    """Provenance; of those with numbers what it says without."""
-    build: Callable[[Sequence[Any]], Measurements] | None
-    """From values of the measures, level, own, to_level and provenance that need no check; None
-    where a measure is of a later version, or one to a level."""
-    with_numbers: tuple[tuple[str, tuple[str, ...]], ...]
-    """The parts of such a text between its numbers."""
-    missing: tuple[str | tuple[str, ...], ...]
-    hardware: tuple[str, ...]
-    uses: tuple[str, ...]
-    forecast: tuple[str, ...]
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Context:
-        provenance = {_word(name): _template(text) for name, text in data["provenance"].items()}
-        evaluation = data["evaluation"]
-        return cls(
-            run=_word(data["run"]),
-            formula=dict(data["formula"]),
-            versions={_word(k): _word(v) for k, v in data["versions"].items()},
-            devices=tuple(_device(device) for device in data["devices"]),
-            evaluation=None if evaluation is None else _set(evaluation),
-            level=number_or_none(data["level"], "level"),
-            measures=tuple(map(_word, data["measures"])),
-            own=tuple(map(_word, data["own"])),
-            texts={k: t if isinstance(t, str) else "".join(t) for k, t in provenance.items()},
-            build=_builder(data["measures"]),
-            with_numbers=tuple((k, t) for k, t in provenance.items() if not isinstance(t, str)),
-            missing=tuple(map(_template, data["missing"])),
-            hardware=tuple(map(_word, data["hardware"])),
-            uses=tuple(map(_word, data["uses"])),
-            forecast=tuple(map(_word, data["forecast"])),
-        )
-
-    def record(self, data: Mapping[str, Any], before: Record | None = None) -> Record:
-        """Return the validation of a line that refers to this context.
-
-        Args:
-            data: of the line.
-            before: a record of the same context. What equals a part of it is held once by both:
-                most of a long file's memory.
-
-        Raises:
-            ValueError, KeyError, TypeError, AttributeError, OverflowError: if it is no validation.
-        """
-        numbers = iter(data.get("numbers", ()))
-        m = self._measurements(data, numbers)
-        T, (f_D, f_A, f_H) = data.get("perplexity"), data["factors"]
-        score = Score(
-            perplexity=m.perplexity if T == _AS_MEASURED else number_or_none(T, "perplexity"),
-            f_D=number_or_none(f_D, "f_D"),
-            f_A=number_or_none(f_A, "f_A"),
-            f_H=number_or_none(f_H, "f_H"),
-            missing=tuple([_filled(text, numbers) for text in self.missing]),
-        )
-        made = object.__new__(Record)  # its constructor takes three times as long
-        made.__dict__.update(
-            run=self.run,
-            batch=int(data["batch"]),
-            step=int(data["step"]),
-            epoch=int(data["epoch"]),
-            time=str(data["time"]),
-            measurements=m,
-            score=score,
-            formula=self.formula,
-            evaluation=self._evaluation(data.get("perplexities", ()), m, before),
-            lost_device_hours=hours(data["lost_device_hours"]),
-            prediction=self._prediction(data.get("prediction")),
-            devices=self.devices,
-            hardware=self._hardware(data.get("hardware", ()), m),
-            versions=self.versions,
-        )
-        return made
-
-    def _measurements(self, data: Mapping[str, Any], numbers: Iterator[Any]) -> Measurements:
-        values, own = data.get("measured", []), data.get("own", ())
-        if len(values) != len(self.measures) or len(own) != len(self.own):
-            raise ValueError(
-                f"expected {len(self.measures)} measured and {len(self.own)} own values, got "
-                f"{len(values)} and {len(own)}"
-            )
-        provenance = self.texts
-        if self.with_numbers:
-            provenance = provenance.copy()
-            for name, parts in self.with_numbers:
-                provenance[name] = _filled(parts, numbers)
-        measured = dict(zip(self.measures, values, strict=True))
-        if self.build is not None and _are_plain(own) and _are_plain(values, measured):
-            named = dict(zip(self.own, own, strict=True))
-            return self.build([*values, self.level, named, {}, provenance])
-        return Measurements.of(
-            {name: float_of(value) for name, value in measured.items()},
-            level=self.level,
-            own=dict(zip(self.own, map(float_of, own), strict=True)),
-            provenance=provenance,
-        )
-
-    def _evaluation(
-        self, perplexities: Sequence[Any], m: Measurements, before: Record | None
-    ) -> EvaluationSet | None:
-        if self.evaluation is None:
-            return None
-        each = tuple([plain_float(m.perplexity if T == _AS_MEASURED else T) for T in perplexities])
-        last = None if before is None else before.evaluation
-        if last is not None and last.perplexities == each:
-            return last
-        return EvaluationSet(perplexities=each, **self.evaluation)
-
-    def _hardware(self, rows: Sequence[Any], m: Measurements) -> dict[str, DeviceUse]:
-        found = {}
-        for key, row in zip(self.hardware, rows, strict=True):
-            use = found[key] = object.__new__(DeviceUse)
-            values = dict(zip(self.uses, row, strict=True))
-            for name, set_value in _USE_SETTERS:
-                value = values.get(name)
-                if value == _AS_MEASURED:
-                    value = getattr(m, name)
-                set_value(use, None if value is None else number_or_none(value, name))
-        return found
-
-    def _prediction(self, data: Any) -> Prediction | Unpredictable | None:
-        if data is None:
-            return None
-        if isinstance(data, str):
-            return Unpredictable(reason=data)
-        values = dict(zip(self.forecast, map(plain_float, data), strict=True))
-        return Prediction(**{name: values[name] for name in _FORECAST})
-
-
-def _builder(measures: Sequence[str]) -> Callable[[Sequence[Any]], Measurements] | None:
-    if len({*measures}) < len(measures) or not OF_A_VALIDATION.keys() >= {*measures}:
-        return None
-    return Measurements.builder([*measures, "level", "own", "to_level", "provenance"])
-
-
-def _word(text: Any) -> str:
-    """The text, held once however many contexts have it."""
-    return sys.intern(str(text))
-
-
-def _template(text: Any) -> str | tuple[str, ...]:
-    return tuple(map(str, text)) if isinstance(text, list) else _word(text)
-
-
-def _filled(text: str | tuple[str, ...], numbers: Iterator[Any]) -> str:
-    if isinstance(text, str):
-        return text
-    if len(text) == 2:
-        return f"{text[0]}{int(next(numbers, 'none'))}{text[1]}"
-    first, *others = text
-    return first + "".join(f"{int(next(numbers, 'none'))}{part}" for part in others)
-
-
-def _are_plain(values: Sequence[Any], measured: Mapping[str, Any] = _NOTHING) -> bool:
-    """Whether these are numbers that need no further check, as nearly all are."""
-    if not _NUMBERS.issuperset(map(type, values)) or not math.isfinite(sum(values)):
-        return False  # not so with a NaN, and not with bools
-    least = min(values, default=0)
-    return least >= 0 or (
-        least in (measured.get("elasticity"), measured.get("nll"))
-        and all(value >= 0 for name, value in measured.items() if name not in ("elasticity", "nll"))
-    )
-
-
-def _device(data: Mapping[str, Any]) -> OccupiedDevice:
-    peak = number_or_none(data["peak_flops"], "peak_flops")
-    names = ("key", "name", "kind", "dtype", "peak_source")
-    return OccupiedDevice(peak_flops=peak, **{name: str(data[name]) for name in names})
-
-
-def _set(data: Mapping[str, Any]) -> dict[str, Any]:
-    count = data["bytes"]
-    return {
-        "tokens": tuple(map(int, data["tokens"])),
-        "source": str(data["source"]),
-        "bytes": None if count is None else tuple(map(int, count)),
-        "fingerprints": tuple(map(str, data["fingerprints"])),
-        "longest": tuple(map(int, data["longest"])),
-    }
-
-
-# ---------------------------------------------------------------------- numbers, both schemas
-
-
-def float_of(value: Any) -> Any:
-    """Return the float of a string that stands for NaN or an infinity, any other value as it is."""
-    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
-
-
-def plain_float(value: Any) -> float:
-    """Return a number as a float.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    number = as_number(float_of(value))
-    if number is None:
-        raise ValueError(f"expected a number, got {short(value)}")
-    return number
-
-
-def number_or_none(value: Any, name: str) -> float | None:
-    """Return a number as a float, or None for None.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if value is None or type(value) is float:
-        return value
-    number = as_number(float_of(value))
-    if number is None:
-        raise ValueError(f"{name}: expected a number or null, got {short(value)}")
-    return number
-
-
-def hours(value: Any) -> float:
-    """Return the hours that a run lost.
-
-    Raises:
-        ValueError: if they are no finite number >= 0.
-    """
-    number = as_number(value)
-    if number is None or not 0 <= number < math.inf:
-        raise ValueError(f"lost_device_hours: expected a number >= 0, got {short(value)}")
-    return number

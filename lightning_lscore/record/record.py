@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,17 @@ from ..equation.prediction import Prediction, Unpredictable
 from ..equation.score import Score
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One validation: what was measured, the formula in force, the score, and where it ran."""
+    """One validation: what was measured, the formula in force, the score, and where it ran.
+
+    A record that was read from a file parses its line when first asked for more than its run and
+    batch: of a thousand runs one seldom looks at every validation.
+    """
 
     run: str
     """Identifies the run; a resumed run keeps it."""
@@ -30,20 +38,39 @@ class Record:
     score: Score
     formula: Mapping[str, Any]
     """As ``Formula.to_dict()``; read it back with ``Formula.from_dict``."""
-    evaluation: EvaluationSet | None = None
+    evaluation: EvaluationSet | None = field(default_factory=_nothing)
     """What T was measured on; None without a validation."""
-    lost_device_hours: float = 0.0
+    lost_device_hours: float = field(default_factory=float)
     """Spent in training that was thrown away, where the run went on from an earlier checkpoint; in
     no measure above. A lower bound: nothing records the time between the last validation before a
     crash and the crash."""
-    prediction: Prediction | Unpredictable | None = None
+    prediction: Prediction | Unpredictable | None = field(default_factory=_nothing)
     """The best L expected, or why there is no forecast."""
-    devices: tuple[OccupiedDevice, ...] = ()
+    devices: tuple[OccupiedDevice, ...] = field(default_factory=tuple)
     """What the run computes on now."""
     hardware: Mapping[str, DeviceUse] = field(default_factory=dict)
     """What each device did in training since the run began, by its key; also of the devices that
     the run computed on before a resume."""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parsed_later(cls, run: str, batch: int, parse: Callable[[], Record]) -> Record:
+        """Return a record of which ``parse`` gives all that is not named here."""
+        made = object.__new__(cls)
+        made.__dict__.update(run=run, batch=batch, _parse=parse)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there yet: no field has a default in the class.
+        parse = self.__dict__.get("_parse")
+        if parse is None or name not in Record.__dataclass_fields__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.__dict__.update(parse().__dict__)
+        self.__dict__.pop("_parse", None)
+        return self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Record.__dataclass_fields__}
 
     @property
     def L(self) -> float | None:

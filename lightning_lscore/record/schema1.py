@@ -10,7 +10,7 @@ from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
 from ..equation.measurements import Measurements
 from ..equation.prediction import Prediction, Unpredictable
 from ..equation.score import Score
-from .lines import float_of, hours, number_or_none, plain_float
+from .json_numbers import float_of, hours, number_or_none, plain_float
 from .record import Record
 
 # Measures that were named after GPUs, and are measured on CPUs too.

@@ -71,7 +71,7 @@ def parts_of(written):
 def read(text):
     """The newest record of lines."""
     reader = Reader()
-    found = [reader.take(line) for line in text.split("\n") if line]
+    found = [reader.take(line.encode(errors="replace")) for line in text.split("\n") if line]
     return found[-1]
 
 

@@ -1,10 +1,10 @@
-"""Validations that compare, and runs under one formula."""
+"""Validations that compare."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -19,9 +19,9 @@ from lightning_lscore.record.comparable import (
     why_incomparable,
 )
 from lightning_lscore.record.record import Record
-from lightning_lscore.show.comparison import comparison
 from lightning_lscore.show.tables import spending_summary, validation_table
 
+SET = partial(EvaluationSet, tokens=(7,), perplexities=(9.0,), source="a test")
 CHEAP = Formula(D=Factor("tokens", 1000.0, 0.01))
 DEAR = Formula(D=Factor("tokens", 1000.0, 1.0))
 
@@ -31,10 +31,7 @@ def record(step, perplexity, *, formula=CHEAP, run="a", mark="01", counted=None,
     return Record(
         run=run, batch=step, step=step, epoch=0, time="", measurements=m,
         score=formula.score(m), formula=formula.to_dict(),
-        evaluation=EvaluationSet(
-            tokens=(9,), perplexities=(perplexity,), source="logits", bytes=counted,
-            fingerprints=(mark,),
-        ),
+        evaluation=SET(fingerprints=(mark,), bytes=counted),
     )  # fmt: skip
 
 
@@ -70,7 +67,7 @@ def test_nominal_perplexities_compare_on_the_same_text_in_other_tokens():
     """Bytes instead of fingerprints."""
     nominal = replace(CHEAP, T="nominal_perplexity")
     a, b, c = (
-        record(1, 9.0, formula=nominal, mark=mark, counted=[counted], bits_per_byte=1.0)
+        record(1, 9.0, formula=nominal, mark=mark, counted=(counted,), bits_per_byte=1.0)
         for mark, counted in (("01", 50), ("02", 50), ("02", 51))
     )
     assert why_incomparable(a, b) == []
@@ -106,31 +103,3 @@ def test_a_level_is_looked_for_again_in_the_record():
     ]  # fmt: skip
     assert [r.L for r in again] == [None, *(pytest.approx(T * tokens / 100) for T in (12, 11))]
     assert "is not reached yet" in again[0].score.missing[0]
-
-
-def test_runs_stand_side_by_side_under_the_first_runs_formula():
-    """Last and best L of each, the lowest best marked, and the formula named."""
-    other = [replace(r, formula=DEAR.to_dict(), score=DEAR.score(r.measurements)) for r in OTHER]
-    head, _, names, *lines = comparison({"one": RUN, "two": other}).splitlines()
-    assert head == "Scored under one formula: given."
-    columns = re.split(r"\s\s+", names)
-    assert columns == ["run", "tokens", "device time", "last L", "perplexity", "best L", "at step"]
-    rows = [line.split() for line in lines]
-    expected = [f"{CHEAP.score(r.measurements).L:.4f}" for r in (RUN[-1], OTHER[-1])]
-    assert [row[4] for row in rows] == expected
-    assert [row[-1] for row in rows] == ["<", "2"]
-    assert f"{DEAR.score(OTHER[-1].measurements).L:.4f}" in comparison({"1": RUN, "2": OTHER}, DEAR)
-
-
-def test_runs_on_other_sets_are_refused():
-    """They would look comparable."""
-    other = [record(1, 5.0, mark="02", run="b")]
-    with pytest.raises(ValueError, match=r"got two: evaluated on other held-out tokens than one\."):
-        comparison({"one": RUN, "two": other})
-
-
-def test_a_run_without_an_L_shows_dashes():
-    """And is not the best one."""
-    formula = Formula(H=Factor("energy_kwh", 1.0))
-    *_, line = comparison({"one": RUN}, formula).splitlines()
-    assert line.split() == ["one", "400", "144.0", "s", "-", "11.0000", "-", "-"]

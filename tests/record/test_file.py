@@ -264,14 +264,14 @@ def test_a_context_is_written_once_and_again_when_it_may_be_gone(path):
     write(path, record(1), record(2), record(3))
     assert len(contexts()) == 1
     write(path, record(4, versions={"torch": "3"}), record(5, versions={"torch": "3"}), record(6))
-    assert len(contexts()) == 3
+    assert len(contexts()) == 2
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"torn')  # by another process; it is cut off again
     write(path, record(7))
-    assert len(contexts()) == 3
+    assert len(contexts()) == 2
     path.write_bytes(path.read_bytes() + text_of(record(1, "b")).encode())
     write(path, record(8))
-    assert len(contexts()) == 5
+    assert len(contexts()) == 4
     assert ids(read_records(path)) == [*(("a", n) for n in range(1, 8)), ("b", 1), ("a", 8)]
     path.unlink()
     write(path, record(8))

@@ -24,7 +24,7 @@ LATER = ["level", "own", "lost_device_hours", "prediction", "hardware"]
 
 
 def read(data):
-    return Reader().take(json.dumps(data))
+    return Reader().take(json.dumps(data).encode())
 
 
 def test_its_lines_are_read_with_the_names_of_today():
