@@ -35,7 +35,7 @@ class Alignment:
         self._in_place: bool | None = None  # whether a model's own loss moves no labels
 
     def of_call(self, call: Call, labels: Tensor) -> tuple[bool, str]:
-        """Return whether labels that a model was called with are shifted, and a remark on it."""
+        """Return whether the labels that a model was called with are shifted, and a remark."""
         if call.shifted or self._declared:
             return True, ""
         if self._declared is None and self._loss_moves_no_labels(call, labels):

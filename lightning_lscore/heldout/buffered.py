@@ -14,13 +14,13 @@ from . import numerics
 
 # Bytes of each thread's buffer.
 _CPU_BUFFER = 3 << 20
-# Logits that are worth threads of one's own. OpenMP's spin for some milliseconds after what they
-# last did, and take the cores from these, unless they are told not to.
+# Logits that are worth threads of our own. After their last work OpenMP's threads spin for some
+# milliseconds and take the cores from ours, unless OMP_WAIT_POLICY is PASSIVE.
 _THREADED = 4e6 if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else 1e8
 
 
 def buffered_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor:
-    """Sum exp2(x log2 e - power) of the rows in the runs, through buffers that stay in cache."""
+    """Return sum exp2(x log2 e - power) of the rows in the runs, in buffers that stay in cache."""
     count = torch.get_num_threads() if x.numel() >= _THREADED else 1
     size, dtype, total = (
         numerics.rows_in(buffer_bytes(x) // count, x),
@@ -32,12 +32,14 @@ def buffered_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor:
     c, offset = numerics.log2e(x), -power
 
     def work() -> None:
-        with torch.inference_mode():  # a thread starts in no mode, and total may be of this one
+        with (
+            torch.inference_mode()
+        ):  # a thread starts outside any mode, and total may be an inference tensor
             buffer = torch.empty(min(size, len(x)), x.shape[1], dtype=dtype, device=x.device)
             while (i := next(turn)) < len(parts):
                 a, b = parts[i]
                 y = buffer[: b - a]
-                # Mixed dtypes would make add allocate a copy of its own.
+                # With mixed dtypes, add would allocate a copy.
                 part = x[a:b] if x.dtype == dtype else y.copy_(x[a:b])
                 torch.add(offset[a:b, None], part, alpha=c, out=y)
                 torch.sum(y.exp2_(), -1, out=total[a:b])
@@ -47,17 +49,17 @@ def buffered_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor:
 
 
 def _on_threads(work: Callable[[], None], count: int) -> None:
-    """Run ``work`` on ``count`` threads, each of which does its tensor operations alone.
+    """Run ``work`` on ``count`` threads; each runs its tensor operations on one core.
 
-    Where operations share themselves out, every one of hundreds waits for the slowest core: some 10
-    times as long as this when other processes use the cores, as data loaders do.
+    Operations that spread over cores wait for the slowest one, hundreds of times. That takes about
+    10 times as long when other processes use the cores too, data loaders for example.
     """
     has_openmp: Callable[[], bool] = torch.backends.openmp.is_available
     if count <= 1 or not has_openmp():
         return work()
     own = torch.get_num_threads()
     try:
-        # OpenMP keeps the number for each thread; the default for new threads is set back after.
+        # OpenMP keeps the number per thread; the default for new threads is restored below.
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for done in [pool.submit(work) for _ in range(count)]:
                 done.result()
@@ -66,5 +68,5 @@ def _on_threads(work: Callable[[], None], count: int) -> None:
 
 
 def buffer_bytes(x: Tensor) -> int:
-    """All threads' together: small beside the logits, large beside starting an operation."""
+    """Return the size for all threads: small beside the logits, large enough to pay for a call."""
     return max(1 << 19, min(_CPU_BUFFER * torch.get_num_threads(), x.nbytes // 52))

@@ -6,8 +6,8 @@ Five ways, tried in this order; ``Capture.source`` names the one that was used:
 2. listening to a transformers language model that is called with labels; one that makes no logits
    is measured by its hidden states;
 3. logits in what validation_step returns, with labels from there or from the batch;
-4. listening to the same model where it is called without labels: they are looked for in the batch,
-   and are the input tokens themselves if it holds no others;
+4. listening to such a model that is called without labels: the labels are those in the batch, or
+   the input tokens themselves;
 5. if the user allows it: the mean loss that validation_step returns.
 
 Way 2 is here and in ``listening``, the others are in ``ways``. ``alignment`` shifts the labels that
@@ -42,10 +42,10 @@ class Capture:
     """Finds logits and labels of each validation batch and hands them on at once.
 
     Args:
-        function: the user's way, see above.
-        labels_are_shifted: whether label t is the token after input t. None: read off the data.
+        function: way 1 above.
+        labels_are_shifted: whether label t is the token after input t. None: read it off the data.
         ignore_index: label of the positions that are not counted.
-        from_loss: take the mean loss of validation_step where nothing better is found.
+        from_loss: allow way 5.
     """
 
     def __init__(
@@ -73,10 +73,9 @@ class Capture:
     # ------------------------------------------------------------------ over a validation
 
     def attach(self, module: nn.Module) -> None:
-        """Listen to the transformers models in ``module``.
+        """Listen to the transformers models in ``module``, until :meth:`detach`.
 
-        Only while validating: training is left as it was. A model that is frozen beside one that
-        learns, a teacher for example, is not scored.
+        A model that is frozen beside a trainable one, a teacher for example, is not scored.
         """
         self.detach()
         self._mesh = getattr(module, "device_mesh", None)
@@ -86,7 +85,7 @@ class Capture:
             self._models = [LanguageModel(m, self._after_forward) for m in learning or models]
 
     def detach(self) -> None:
-        """Stop listening and let go of all tensors."""
+        """Stop listening, and release all tensors."""
         while self._models:
             self._models.pop().detach()
         self._step = None
@@ -97,14 +96,14 @@ class Capture:
         """Prepare for a validation step.
 
         Args:
-            batch: what the step will get.
-            held_out: gets the logits, or their NLL, and the labels of the step.
-            repeated: samples at the end of the batch that a sampler repeated, not to be counted.
+            batch: that the step will get.
+            held_out: receives the logits, or their NLL, and the labels of the step.
+            repeated: samples at the end of the batch that a sampler repeated; they are not counted.
         """
         self._step = Step(batch, held_out, repeated, self._ignore_index, self._mesh)
 
     def end_batch(self, module: Any, outputs: Any, batch: Any) -> None:
-        """After a validation step, hand on what was not heard in it.
+        """Hand on logits and labels after a validation step, unless they were heard in it.
 
         Raises:
             ValueError: if no logits and labels could be found, or their lengths differ.

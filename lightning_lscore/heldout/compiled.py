@@ -12,13 +12,13 @@ from torch import Tensor
 
 from .numerics import LOG2E
 
-# Terms that the compiled kernel adds up in one go: in long sums the small terms would be lost.
+# Terms that the compiled kernel adds up at a time: longer sums would lose the small terms.
 _BLOCK = 1024
 
 
 def compiled_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor | None:
-    """As ``buffered_sums``, in one loop; None where that cannot be had."""
-    # No short rows: a number of blocks of 0 or 1 would be built anew, for nothing.
+    """Return what ``buffered_sums`` does, in one loop; None if it cannot be compiled."""
+    # No short rows: 0 or 1 blocks would mean another compilation, for no gain.
     if x.shape[1] < 2 * _BLOCK or x.dtype == torch.float64 or x.stride(1) != 1:
         return None
     total = torch.ones_like(power)
@@ -34,7 +34,7 @@ def compiled_sums(x: Tensor, power: Tensor, runs: list[list[int]]) -> Tensor | N
 def _block_sums(x: Tensor, power: Tensor) -> Tensor:
     n, v = x.shape
     k = v // _BLOCK
-    # From 16-bit logits the compiler makes pairs of vectors, and the library's is the faster loop.
+    # For 16-bit logits the compiler splits vectors in two, and torch.exp2 is the faster loop.
     powers = _powers if x.dtype == torch.float32 else _library_powers
     blocks = powers(x[:, : k * _BLOCK].view(n, k, _BLOCK), power[:, None, None])
     return blocks.sum(-1).sum(-1) + powers(x[:, k * _BLOCK :], power[:, None]).sum(-1)
@@ -45,16 +45,16 @@ def _library_powers(x: Tensor, power: Tensor) -> Tensor:
 
 
 def _powers(x: Tensor, power: Tensor) -> Tensor:
-    """exp2(x log2 e - power) of float32, |power| < 2^8 and whole, to 1e-7, to be compiled.
+    """Return exp2(x log2 e - power) of float32 to 1e-7, for whole |power| < 2^8; to be compiled.
 
-    2^(n + f) = 2^n 2^f with n whole and |f| <= 1/2. A number of 2^23 and more has no digits behind
-    the point, and its last bits are those of an integer: added to one, x log2 e - power is rounded
-    to n, and 9 bits, moved to where the exponent is, are 2^n. 2^f is a polynomial of degree 6 with
-    the least relative error (2e-9, by Remez' exchange). Beyond +-126 it stands still: less counts
-    for nothing, more is found in the sum, and done again.
+    2^(n + f) = 2^n 2^f with n whole and |f| <= 1/2. A float32 of 2^23 or more has no fractional
+    digits, and its last bits are those of an integer: adding x log2 e - power to one rounds it to
+    n, and 9 bits, moved to the exponent, are 2^n. 2^f is a polynomial of degree 6 with the least
+    relative error (2e-9, by Remez' exchange). The exponent is clamped to +-126: less adds nothing,
+    and more shows in the sum, so the row is computed again.
     """
     least, most = (power - 126.0) / LOG2E, (power + 126.0) / LOG2E
-    x = torch.where(x < least, least, x)  # NaN stays; clamp takes longer
+    x = torch.where(x < least, least, x)  # keeps NaN; clamp takes longer
     x = torch.where(x > most, most, x)
     whole = 1.5 * 2**23 + 127 - power  # 127 is the exponent of 2^0
     bits = x * LOG2E + whole
@@ -66,9 +66,9 @@ def _powers(x: Tensor, power: Tensor) -> Tensor:
 
 
 def fused(function: Callable[..., Any], x: Tensor, *more: Tensor) -> Any:
-    """``function`` of [N, V] and others, compiled; None where that cannot be had."""
+    """Return the compiled ``function`` of [N, V] and others; None if it cannot be compiled."""
     kind = function, x.dtype, x.device.type
-    if len(x) == 1 or not _built.get(kind, True):  # a size of 1 would be built anew
+    if len(x) == 1 or not _built.get(kind, True):  # a size of 1 means another compilation
         return None
     try:
         if kind in _built:
@@ -83,7 +83,7 @@ def fused(function: Callable[..., Any], x: Tensor, *more: Tensor) -> Any:
     return result
 
 
-# Whether a kernel could be built; not tried again, since a failure costs as much as a build.
+# Whether a kernel could be built. A failure costs as much as a build, so it is not tried again.
 _built: dict[tuple[Callable[..., Any], torch.dtype, str], bool] = {}
 
 
@@ -91,9 +91,9 @@ _built: dict[tuple[Callable[..., Any], torch.dtype, str], bool] = {}
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     from torch._inductor import config
 
-    # a * b + c in one instruction, which is no less exact; off by default, to round as eager does.
+    # a * b + c in one instruction is no less exact; off by default, to round as eager mode does.
     name = "enable_floating_point_contract_flag"
-    now = getattr(config.cpp, name, None)  # older versions of torch have a bool, or none
+    now = getattr(config.cpp, name, None)  # a bool in older versions of torch, or absent
     contract: dict[str, Any] = {}
     if now is not None:
         contract[f"cpp.{name}"] = True if isinstance(now, bool) else "fast"

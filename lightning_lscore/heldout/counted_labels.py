@@ -18,8 +18,8 @@ def ignore_padding(labels: Tensor, masks: Sequence[Any], ignore_index: int) -> T
     """Return shifted labels [B, T] that ignore padding.
 
     Args:
-        labels: of which label t is token t + 1.
-        masks: attention masks, of which the first counts that has the labels' shape.
+        labels: label t is token t + 1.
+        masks: attention masks; the first one that fits the labels' shape is used.
         ignore_index: label of the positions that are not counted.
     """
     text = next((t for t in (_text(mask, labels) for mask in masks) if t is not None), None)
@@ -29,11 +29,11 @@ def ignore_padding(labels: Tensor, masks: Sequence[Any], ignore_index: int) -> T
 
 
 def _text(mask: Any, labels: Tensor) -> Tensor | None:
-    """Where neither the token t nor t + 1 is padding, [B, T]; None if the mask is of another shape.
+    """Return where neither token t nor t + 1 is padding, [B, T]; None for a mask that does not fit.
 
     Args:
         mask: attention mask [B, T], or [B, T + 1] where the step cut its tokens into two.
-        labels: [B, T], of which label t is token t + 1.
+        labels: [B, T]; label t is token t + 1.
     """
     mask = whole(mask)
     if not isinstance(mask, Tensor) or mask.ndim != 2 or labels.ndim != 2:

@@ -1,4 +1,4 @@
-"""One pass over the held-out set: the sums of all ranks in plain numbers."""
+"""One pass over the held-out set: sums over all ranks, in plain numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluation:
     source: str
     """How logits and labels were found."""
     bytes: tuple[int, ...] | None = None
-    """Of the counted tokens; None where nobody counts them."""
+    """Bytes of the counted tokens; None without a tokenizer to count them."""
     fingerprints: tuple[str, ...] = ()
     """Equal where the same sequences of tokens were counted."""
     longest: tuple[int, ...] = ()
@@ -30,7 +30,7 @@ class Evaluation:
     def over_ranks(
         cls, ranks: Sequence[Sequence[Sequence[float]]], source: str, *, with_bytes: bool
     ) -> Evaluation:
-        """From ``HeldOut.numbers()`` of each loader of each rank."""
+        """Add up ``HeldOut.numbers()`` of each loader of each rank."""
         loaders = [list(zip(*parts, strict=True)) for parts in zip(*ranks, strict=True)]
         return cls(
             nll_sums=tuple(math.fsum(nll) for nll, *_ in loaders),
@@ -53,23 +53,23 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Over all tokens of all loaders."""
+        """Perplexity over all tokens of all loaders."""
         return exp(self.nll)
 
     @property
     def perplexities(self) -> tuple[float, ...]:
-        """Of each loader by itself."""
+        """Perplexity of each loader."""
         return tuple(exp(_mean(s, n)) for s, n in zip(self.nll_sums, self.tokens, strict=True))
 
     @property
     def bits_per_byte(self) -> float | None:
-        """NLL in bits over the bytes of the same tokens; None where it is no number."""
+        """NLL in bits per byte of the same tokens; None if it is not finite."""
         total = sum(self.bytes or ())
         bits = math.fsum(self.nll_sums) / math.log(2) / total if total else math.nan
         return bits if math.isfinite(bits) else None
 
     def provenance(self) -> str:
-        """Where the perplexity came from and what, if anything, is wrong with it."""
+        """Return how the perplexity was measured, and what is wrong with it if anything is."""
         if not self.total_tokens:
             return f"measured: {self.source}; NaN because no held-out token was counted"
         if math.isnan(self.nll):
@@ -79,7 +79,7 @@ class Evaluation:
         return f"measured: {self.source}"
 
     def summary(self) -> EvaluationSet:
-        """Return what a record says of the set."""
+        """Return what a record keeps of the set."""
         return EvaluationSet(
             tokens=self.tokens,
             perplexities=self.perplexities,

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 BITS = (1 << 40) - 1
-"""The bits that count: sums of some thousand ranks stay exact in a float64."""
+"""Bits of a fingerprint: few enough to sum over thousands of ranks exactly in float64."""
 
 
 def fingerprint(labels: Tensor, counted: Tensor) -> Tensor:
-    """Return a number that tells sets of sequences apart; an int64 scalar, of which 40 bits count.
+    """Return a number that tells sets of sequences apart: an int64 scalar with :data:`BITS`.
+
+    It is the sum of a hash of each counted label and the one before it. Neither the order of
+    sequences nor their division into batches and ranks changes it; another text, another tokenizer,
+    or another sequence length does.
 
     Args:
-        labels: [..., T], of which the last dimension is the sequence.
+        labels: [..., T]; the last dimension is the sequence.
         counted: which labels count, of the same shape.
-
-    The sum of a hash of each counted label and the one before it. Neither the order of sequences
-    nor their division into batches and ranks changes it; another text, another tokenizer, or
-    another length of sequences does.
     """
     labels = labels.long()
     before = torch.zeros_like(labels)

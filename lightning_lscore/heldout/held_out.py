@@ -18,7 +18,7 @@ class HeldOut:
     Args:
         ignore_index: label of the positions that are not counted.
         device: where the sums lie.
-        count_bytes: function of the counted token ids [n] -> bytes of their text.
+        count_bytes: counted token ids [n] -> bytes of their text.
         compile: see :func:`~lightning_lscore.heldout.nll.row_nll`.
     """
 
@@ -41,23 +41,23 @@ class HeldOut:
         self._longest: Tensor | None = None
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add logits and the token that came next after each of them; nothing is shifted here.
+        """Add logits and, for each row, the label that it predicts; this shifts nothing.
 
         Args:
             logits: [..., V], with any number of leading dimensions: [B, T, V], [T, V], [V], ...
-            labels: [...], of which the last dimension is the sequence.
+            labels: [...]; the last dimension is the sequence.
 
         Raises:
-            TypeError, ValueError: as :func:`~lightning_lscore.heldout.nll.row_nll`.
+            TypeError, ValueError: those of :func:`~lightning_lscore.heldout.nll.row_nll`.
         """
         compile = self._perplexity.compiled
         self._add(measure_rows(logits, labels, self._ignore_index, compile), labels)
 
     def update_nll(self, nll: Tensor, labels: Tensor) -> None:
-        """Add NLL that is known already.
+        """Add NLL that is already known.
 
         Args:
-            nll: nats, [...] as the labels, or a scalar, the mean over the labels that count.
+            nll: nats, [...] like the labels, or a scalar, the mean over counted labels.
             labels: [...], as for :meth:`update`.
 
         Raises:
@@ -73,14 +73,14 @@ class HeldOut:
         labels = labels if labels.ndim else labels[None]
         counted = labels != self._ignore_index
         mark, longest = fingerprint(labels, counted), counted.sum(-1).max()
-        # Sums stay on the device: nothing here makes the host wait for it.
+        # Sums stay on the device, and the host does not wait for it.
         self._fingerprint = mark if self._fingerprint is None else self._fingerprint + mark
         self._longest = longest if self._longest is None else self._longest.maximum(longest)
         if self._count_bytes is not None:
             self._bytes += int(self._count_bytes(labels[counted]))
 
     def numbers(self) -> list[float]:
-        """The sums so far; waits for the device.
+        """Return the sums so far; waits for the device.
 
         Raises:
             ValueError: if labels on a GPU were outside of the vocabulary.

@@ -14,8 +14,8 @@ from ..model.sharded import is_sharded
 from .listening import Call
 from .nll import row_nll
 
-_BUFFER = 32 << 20  # bytes of the logits that are made at a time where a model makes none
-# What models do to their logits behind the output layer: Gemma 2, Cohere, Granite, Falcon-H1, ...
+_BUFFER = 32 << 20  # bytes of logits that exist at a time
+# Settings of models that change their logits after the output layer: Gemma 2, Cohere, Granite, ...
 _SCALES = re.compile(
     r"((final|output)_)?logits?_(soft_?cap|scal)\w*|(lm_head|output)_multiplier|softcap"
     r"|unpadded_vocab_size"
@@ -23,18 +23,18 @@ _SCALES = re.compile(
 
 
 def hidden_nll(call: Call, labels: Tensor, ignore_index: int) -> Tensor:
-    """NLL [B, T] of a model that makes no logits, from its hidden states, some rows at a time.
+    """Return the NLL [B, T] of a model that makes no logits, from its hidden states.
 
-    Such a model has a loss that is fused with the output layer (as that of the Liger kernels),
-    lest logits fill the memory; so they do not here. Waits for the device.
+    Its loss is fused with the output layer (by Liger kernels, for example) because logits would
+    fill the memory. Here too they exist for only some rows at a time. Waits for the device.
 
     Args:
         call: with labels and without logits.
-        labels: [B, T], of which label t belongs to hidden state t, as the model's loss counts them.
+        labels: [B, T]; label t belongs to hidden state t.
         ignore_index: label of the positions that are not counted.
 
     Raises:
-        ValueError: where hidden states times output layer are not the logits.
+        ValueError: if hidden states times output layer are not the model's logits.
     """
     head, hidden = call.model.get_output_embeddings(), call.hidden
     reason = None
@@ -70,7 +70,7 @@ def _by_rows(hidden: Tensor, labels: Tensor, head: nn.Linear, ignore_index: int)
 
 
 def _scale(config: Any) -> str:
-    """The first setting that says that logits are more than the output of a linear layer."""
+    """Return the first setting by which logits differ from the linear layer's output."""
     for name, value in config.get_text_config().to_dict().items():
         if _SCALES.fullmatch(name) and value not in (None, 0, 1):
             return f"{name}={value}"

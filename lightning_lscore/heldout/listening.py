@@ -1,4 +1,4 @@
-"""Listening to how a transformers language model is called in a validation step."""
+"""Listen to the calls of a transformers language model in a validation step."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class Call:
     model: Any
     labels: Tensor | None
     tokens: Tensor | None
-    """What it reads from left to right: its input, or that of its decoder, [B, T]."""
+    """Token ids [B, T] that it reads from left to right: its input, or its decoder's."""
     mask: Tensor | None
-    """The attention mask of these."""
+    """Attention mask of these tokens."""
     logits: Tensor | None
     """[B, T, V]."""
     hidden: Any
-    """[B, T, H], what its output layer reads; only where there are no logits."""
+    """Input of its output layer, [B, T, H]; only if there are no logits."""
     loss: Any
     shifted: bool
     """Whether its loss compares label t with logits t, as encoder-decoder models do."""
 
 
 class LanguageModel:
-    """Tells about each call of a transformers model, until detached.
+    """Reports each call of a transformers model, until detached.
 
     Args:
-        model: one of ``language_models``.
-        heard: called with each :class:`Call`, when the model's forward is over.
+        model: one of :func:`~lightning_lscore.model.language_models.language_models`.
+        heard: called with a :class:`Call` after each forward pass.
     """
 
     def __init__(self, model: Any, heard: Callable[[Call], None]) -> None:
@@ -51,7 +51,7 @@ class LanguageModel:
             self._leave.append(_Forward.of(model.base_model).join(self._on_base))
 
     def detach(self) -> None:
-        """Leaves the model as it was."""
+        """Restore the model."""
         while self._leave:
             self._leave.pop()()
 
@@ -65,7 +65,7 @@ class LanguageModel:
         given = {**given, **given.get("kwargs", {})}
         of = "decoder_" if self._seq2seq else ""
         logits = _logits_of(output)
-        # Under this name transformers itself takes labels that are shifted already.
+        # transformers takes labels that are already shifted under this name.
         shifted = given.get("shift_labels")
         self._heard(
             Call(
@@ -86,18 +86,18 @@ Listener = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class _Forward:
-    """Stands in for a module's ``forward`` as long as somebody listens.
+    """Stands in for a module's ``forward`` while it has listeners.
 
-    A forward hook is not asked where ``forward`` is called directly, as PEFT did up to 0.17. All
-    listeners share one of these, so that they may leave in any order.
+    A forward hook misses direct calls of ``forward``, which PEFT made up to 0.17. All listeners to
+    a module share one stand-in, and may leave in any order.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._own = vars(module).get("forward")  # such as that of an offloading library
+        self._own = vars(module).get("forward")  # set by an offloading library, for example
         self._forward = module.forward
         self._listeners: list[Listener] = []
-        functools.update_wrapper(self, module.forward)  # generate() reads its signature
+        functools.update_wrapper(self, module.forward)  # generate() inspects the signature
 
     @classmethod
     def of(cls, module: nn.Module) -> _Forward:
@@ -114,8 +114,8 @@ class _Forward:
         return output
 
     def join(self, listener: Listener) -> Callable[[], None]:
-        """Adds a listener; what is returned takes it away again."""
-        # torch.compile is not to look into it.
+        """Add a listener, and return the function that removes it."""
+        # torch.compile must not trace it.
         listener = torch.compiler.disable(listener)  # type: ignore[no-untyped-call]
         self._listeners.append(listener)
         return partial(self._remove, listener)
@@ -130,6 +130,6 @@ class _Forward:
 
 
 def _logits_of(output: Any) -> Tensor | None:
-    """Logits in a transformers output: by name, or the first tensor [B, T, V] in a tuple."""
+    """Return logits of a transformers output: by name, or the first tensor [B, T, V] in a tuple."""
     found = output if isinstance(output, tuple) else [getattr(output, "logits", None)]
     return next((x for x in found if isinstance(x, Tensor) and x.ndim == 3), None)

@@ -1,8 +1,8 @@
 """Negative log-likelihood of tokens, from one pass over their logits.
 
-A token with logits x and label t costs -log softmax(x)[t] nats; :func:`row_nll` gives this of every
-token and :func:`token_nll` their sum. Perplexity = exp(sum nll / tokens). How it is computed:
-``rows`` (checks), ``softmax`` (the method), ``buffered`` and ``compiled`` (its inner loops).
+A token with logits x and label t costs -log softmax(x)[t] nats. :func:`row_nll` returns this for
+every token, :func:`token_nll` the sum; perplexity = exp(sum nll / tokens). ``rows`` checks the
+input, ``softmax`` is the method, ``buffered`` and ``compiled`` are its inner loops.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ __all__ = ["row_nll", "token_nll"]
 def row_nll(
     logits: Tensor, labels: Tensor, ignore_index: int | None = -100, *, compile: bool = False
 ) -> Tensor:
-    """Negative log-likelihood of every label, where labels[i] is what logits[i] predict.
+    """Return the negative log-likelihood of every label, where logits[i] predict labels[i].
 
-    Nothing is shifted here: for a causal model give labels moved by one, never copied logits.
-    The logits are read once, are not changed, and may be a view; no gradient flows.
+    This shifts nothing: for a causal model shift the labels, rather than copy the logits. Logits
+    are read once and not changed, and may be a view. No gradient flows.
 
     Args:
         logits: [..., V], floating point, unnormalised. Minus infinity masks a word. Of a DTensor
-            each process measures the rows that it holds; where words of a row lie in several, all
-            of these must call this together, and all get its result.
+            each process measures its own rows; if the vocabulary is sharded, the processes that
+            share a row must call this together, and all get its result.
         labels: [...], integers in [0, V) or ``ignore_index``. For a DTensor: of all its rows, or of
             this process's.
         ignore_index: label of the positions that do not count; None counts every position.
-        compile: run the sum as one compiled loop, on a GPU as one kernel. Needs a compiler of C++
-            (for a GPU of C, and Triton) and some seconds at the first call; without them the result
-            is the same, at the usual speed.
+        compile: run the sum as one compiled loop, on a GPU as one kernel. Needs a C++ compiler (on
+            a GPU a C compiler and Triton) and some seconds at the first call. Without them the
+            result is the same, at the usual speed.
 
     Returns:
         [...] float64, nats, on the logits' device (the CPU for MPS, which has no float64): 0 where
@@ -39,8 +39,8 @@ def row_nll(
 
     Raises:
         TypeError: logits that are not floating point, labels that are not integers.
-        ValueError: shapes that do not fit; on a CPU, labels outside [0, V). On other devices such
-            a label gives NaN, since looking would mean to wait for the device.
+        ValueError: shapes that do not fit; on a CPU, labels outside [0, V). On other devices these
+            labels give NaN, since a check would wait for the device.
 
     Example:
         >>> import torch
@@ -53,9 +53,9 @@ def row_nll(
 def token_nll(
     logits: Tensor, labels: Tensor, ignore_index: int | None = -100, *, compile: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the negative log-likelihoods in nats, and the number of labels that it counts.
+    """Return the sum of the negative log-likelihoods in nats, and the number of counted labels.
 
-    Args, raises: as :func:`row_nll`.
+    Arguments and errors are those of :func:`row_nll`.
 
     Returns:
         float64 scalar and int64 scalar; 0 and 0 where every label is ignored.

@@ -1,4 +1,4 @@
-"""Perplexity as a metric: sums of :mod:`~lightning_lscore.heldout.nll` over batches and ranks."""
+"""Perplexity as a metric: NLL added up over batches and ranks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Perplexity"]
 class Perplexity(Metric):
     """Perplexity exp(sum nll / tokens) of aligned logits and targets, over all batches and ranks.
 
-    A drop-in for ``torchmetrics.text.Perplexity`` that sums in float64 and counts in int64 (both
-    stay so when the module is cast), takes any floating point logits at full accuracy, and ignores
-    -100 unless told otherwise.
+    A drop-in replacement for ``torchmetrics.text.Perplexity`` that sums in float64 and counts in
+    int64 (casting the module changes neither), is exact for logits of any floating point dtype, and
+    ignores -100 by default.
 
     Args:
-        ignore_index: target that does not count; None counts every target.
+        ignore_index: target that is not counted; None counts every target.
         compile: see :func:`row_nll`.
-        kwargs: those of ``torchmetrics.Metric``.
+        kwargs: passed to ``torchmetrics.Metric``.
 
     Attributes:
         nll_sum: sum of the negative log-likelihoods; float64 scalar, nats.
@@ -52,7 +52,7 @@ class Perplexity(Metric):
     ) -> None:
         super().__init__(**kwargs)
         if ignore_index is not None and not isinstance(ignore_index, int):
-            raise ValueError(f"Expected `ignore_index` to be an int or None, got {ignore_index!r}.")
+            raise ValueError(f"expected `ignore_index` to be an int or None, got {ignore_index!r}.")
         self.ignore_index = ignore_index
         self.compiled = compile
         for name, dtype in (
@@ -67,21 +67,21 @@ class Perplexity(Metric):
 
         Args:
             preds: logits [B, T, V], a DTensor as in :func:`row_nll`.
-            target: [B, T], already moved by one if need be.
+            target: [B, T], already shifted by one for a causal model.
 
         Raises:
-            TypeError, ValueError: as :func:`row_nll`, and for other shapes.
+            TypeError, ValueError: those of :func:`row_nll`, and for other shapes.
         """
         if preds.ndim != 3:
             raise ValueError(
-                "Expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
+                "expected `preds` to have 3 dimensions, [batch, tokens, vocabulary], got shape"
                 f" {list(preds.shape)}; give a single sequence as preds[None], target[None], and"
                 " NLL to update_nll."
             )
         self._add(measure_rows(preds, target, self.ignore_index, self.compiled))
 
     def update_nll(self, nll: Tensor, target: Tensor) -> None:
-        """Add a batch whose NLL is known already.
+        """Add a batch whose NLL is already known.
 
         Args:
             nll: nats, floating point: [B, T], or a scalar, the mean over the targets that count.
@@ -94,20 +94,20 @@ class Perplexity(Metric):
         self.add_rows(given_rows(nll, target, self.ignore_index))
 
     def add_rows(self, rows: Rows) -> None:
-        """Add rows of any shape that are measured already."""
-        # As the wrapper that torchmetrics puts around ``update`` does.
+        """Add measured rows of any shape."""
+        # The wrapper that torchmetrics puts around ``update`` does this too.
         self._computed = None
         self._update_count += 1
         self._add(rows)
 
     def _add(self, rows: Rows) -> None:
-        # Not in place: a state made under inference_mode could not be changed after it.
+        # Not in place: a state made in inference_mode cannot be changed outside of it.
         self.nll_sum = self.nll_sum + rows.nll.sum().to(self.nll_sum.device)
         self.count = self.count + rows.counted.sum().to(self.count.device)
         self.invalid = self.invalid + rows.invalid.sum().to(self.invalid.device)
 
     def compute(self) -> Tensor:
-        """Perplexity, a float64 scalar: NaN if nothing was counted, inf if it exceeds float64.
+        """Return the perplexity, a float64 scalar: NaN if nothing was counted, inf beyond float64.
 
         Raises:
             ValueError: an update on a GPU had targets outside the vocabulary.
@@ -115,9 +115,9 @@ class Perplexity(Metric):
         return torch.exp(self._mean())
 
     def nll(self) -> Tensor:
-        """Mean negative log-likelihood, nats per token, over all ranks; call it on every rank.
+        """Return the mean NLL over all ranks, in nats per token; call it on every rank.
 
-        A float64 scalar, finite also where the perplexity overflows.
+        A float64 scalar, finite even where the perplexity overflows.
         """
         own = not self._is_synced
         with self.sync_context(
@@ -132,11 +132,11 @@ class Perplexity(Metric):
         return self.nll_sum / self.count
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the computed value, or those given, with matplotlib; returns figure and axes."""
+        """Plot the computed value, or the given ones, with matplotlib; return figure and axes."""
         return self._plot(val, ax)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Move the states as ``fn`` does, but keep their dtypes: half a model is no half count."""
+        """Move the states as ``fn`` does, but keep their dtypes, whatever the model is cast to."""
 
         def move(state: Tensor) -> Tensor:
             device = fn(torch.empty(0, device=state.device)).device

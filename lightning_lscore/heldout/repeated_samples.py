@@ -1,4 +1,4 @@
-"""Samples that a distributed sampler repeats, so that every rank gets equally many."""
+"""Samples that a distributed sampler repeats to give every rank the same number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 def repeated_samples(loader: object, batch_index: int) -> int:
-    """How many samples at the end of this rank's batch are repeats of others.
+    """Return how many samples at the end of this rank's batch are repeats.
 
     torch's DistributedSampler deals sample r + j·R of its list to rank r of R as its j-th, and
     fills the list up from its beginning (https://docs.pytorch.org/docs/stable/data.html,

@@ -1,4 +1,4 @@
-"""Rows of logits with their labels: checked, measured, and whether they count."""
+"""Rows of logits and their labels: check them, measure them, and mark those that count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .softmax import nll_of_part, nll_of_rows
 
 
 class Rows(NamedTuple):
-    """What logits cost their labels; each tensor has the labels' shape."""
+    """NLL of rows of logits; each tensor has the shape of the labels."""
 
     nll: Tensor
     """float64, nats; 0 where ignored."""
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
 
 def measure_rows(logits: Tensor, labels: Tensor, ignore_index: int | None, compile: bool) -> Rows:
-    """NLL of logits [..., V], see :func:`~lightning_lscore.heldout.nll.row_nll`."""
+    """Measure logits [..., V], see :func:`~lightning_lscore.heldout.nll.row_nll`."""
     with torch.no_grad():
         v = logits.shape[-1] if logits.ndim else 0
         part = Part.of(logits) if is_sharded(logits) else None
@@ -47,7 +47,7 @@ def measure_rows(logits: Tensor, labels: Tensor, ignore_index: int | None, compi
 
 
 def given_rows(nll: Tensor, labels: Tensor, ignore_index: int | None) -> Rows:
-    """Rows of known NLL: [...] as the labels, or a scalar, the mean over those that count.
+    """Return rows of known NLL: [...] like the labels, or a scalar, the mean over counted labels.
 
     Raises:
         TypeError: NLL that is not floating point.
@@ -73,24 +73,24 @@ def _counted(labels: Tensor, ignore_index: int | None) -> Tensor:
 def _check(logits: Tensor, labels: Tensor, vocabulary: int) -> None:
     if logits.shape[:-1] != labels.shape or vocabulary == 0:
         raise ValueError(
-            "Expected logits [..., vocabulary] and labels [...], got shapes"
+            "expected logits [..., vocabulary] and labels [...], got shapes"
             f" {list(logits.shape)} and {list(labels.shape)}. Where logits predict the next token,"
             " move the labels by one (and set the last one to ignore_index)."
         )
     if not logits.is_floating_point():
         raise TypeError(
-            f"Expected floating point logits, got {logits.dtype}. Are the two arguments swapped?"
+            f"expected floating point logits, got {logits.dtype}. Are the two arguments swapped?"
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"Expected integer labels, got {labels.dtype}. Give token ids.")
+        raise TypeError(f"expected integer labels, got {labels.dtype}. Give token ids.")
     if logits.device != labels.device:
         raise ValueError(
-            f"Expected logits and labels on one device, got {logits.device} and {labels.device}."
+            f"expected logits and labels on one device, got {logits.device} and {labels.device}."
         )
 
 
 def outside(vocabulary: int | str, ignore_index: int | None, found: str) -> ValueError:
     return ValueError(
-        f"Expected targets in [0, {vocabulary}) or ignore_index={ignore_index}, got {found}."
+        f"expected targets in [0, {vocabulary}) or ignore_index={ignore_index}, got {found}."
         " Set padding to ignore_index; check that tokenizer and model have one vocabulary."
     )

@@ -1,17 +1,17 @@
-"""NLL of rows of logits with one pass over them.
+"""NLL of rows of logits, in one pass over them.
 
 For any shift s, a row of logits x with label t costs
 
     nll = (s - x[t]) + log sum_i exp(x[i] - s)
 
-which keeps every digit when s is near max(x), at whatever offset the logits stand; the usual
+which keeps every digit when s is near max(x), whatever the offset of the logits; the usual
 logsumexp(x) - x[t] does not.
 
-On a CPU the bound is the time to read the logits once, so a pass for max(x) is one too many: s is
-the largest of a few logits, less what it has beyond a whole multiple of log 2. It lies below the
-maximum, so the sum is at least 1; the rare row whose sum says that s lies too far below is done
-again with its true maximum. The work goes through buffers of a few rows that stay in cache. On
-other devices every row takes the true maximum, so that nothing there waits for the device.
+On a CPU the time to read the logits once is the bound, so a pass for max(x) is one too many. There
+s is the largest of a few logits, rounded down to a whole multiple of log 2. It is at most the
+maximum, so the sum is at least 1. A large sum shows that s is too far below the maximum; these rare
+rows are computed again with their true maximum. The work goes through buffers of a few rows that
+stay in cache. Other devices use the true maximum of every row, which needs no synchronization.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from . import numerics
 from .buffered import buffer_bytes, buffered_sums
 from .compiled import compiled_sums, fused
 
-# Logits of a row that its shift is taken from, beside that of its label.
+# The shift of a row is the largest of this many logits and that of its label.
 _SAMPLE = 512
-# A larger sum asks for the maximum: float32 exponents of 20 are good to 7e-7, and get worse.
+# A larger sum needs the maximum: float32 exponents of 20 are good to 7e-7, larger ones less.
 _MAX_SUM = 2.0**20
 # So does a larger shift: on a CPU without fused multiply-add, x log2 e is rounded before the shift
 # (by 3e-6 at this one); with it, larger ones would do as well, but are rare.
@@ -37,12 +37,12 @@ _GPU_BUFFER = 32 << 20
 
 
 def nll_of_rows(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
-    """NLL of logits [..., V]; any value where not counted."""
+    """Return the NLL of logits [..., V]; any value where not counted."""
     if t.numel() == 0:
         return torch.zeros(t.shape, dtype=torch.float64, device=numerics.wide(t).device)
     try:
         rows = x.view(-1, x.shape[-1])
-    except RuntimeError:  # as logits[:, :-1] of several sequences: each alone is a view of rows
+    except RuntimeError:  # logits[:, :-1] of several sequences: each alone is a view of rows
         each = zip(x, t, counted, strict=True)
         return torch.stack([nll_of_rows(*sequence, compile) for sequence in each])
     label = rows.gather(-1, t.reshape(-1, 1))[:, 0]
@@ -51,13 +51,13 @@ def nll_of_rows(x: Tensor, t: Tensor, counted: Tensor, compile: bool) -> Tensor:
     else:
         sums = fused(_max_sums, rows) if compile else None
         shift, total = _max_sums_of_parts(rows) if sums is None else sums
-    # The label's is a term of the sum, so below 0 there is only rounding.
+    # The label's term is part of the sum, so only rounding goes below 0.
     nll = (numerics.wide(shift) - numerics.wide(label)) + numerics.wide(total).log()
     return nll.clamp(min=0).view(t.shape)
 
 
 def nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
-    """NLL of rows of which this process holds some words, [..., V here], possibly none."""
+    """Return the NLL of rows [..., V here] whose vocabulary is sharded; V here may be 0."""
     label, top = (
         torch.full(t.shape, fill, dtype=torch.float64, device=x.device) for fill in (0.0, -math.inf)
     )
@@ -72,7 +72,7 @@ def nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
         parts = [_max_sums(p) for s in sequences for p in torch.split(s, size)]
         top, total = (torch.cat(c).double().view(t.shape) for c in zip(*parts, strict=True))
     shift = part.maximum(top)
-    # Where all words here are masked, top is -inf and the sum of these is NaN instead of nothing.
+    # If all words here are masked, top is -inf and their sum is NaN instead of 0.
     total = torch.where(top == -math.inf, 0.0, total * (top - shift).exp())
     total, label = part.sum(torch.stack([total, label]))
     nll: Tensor = (shift - label) + total.clamp(min=1).log()
@@ -80,14 +80,14 @@ def nll_of_part(x: Tensor, t: Tensor, part: Part) -> Tensor:
 
 
 def _max_sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of every row of [N, V], and sum exp(x - maximum)."""
+    """Return the maximum of every row of [N, V], and sum exp(x - maximum)."""
     top = x.amax(-1, keepdim=True).to(numerics.sum_dtype(x))
     y = torch.sub(x, top)
     return top[:, 0], (y.mul_(numerics.LOG2E).exp2_() if numerics.may_look(x) else y.exp_()).sum(-1)
 
 
 def _max_sums_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, without a copy of all logits."""
+    """Return the same, without a copy of all logits."""
     parts = [_max_sums(part) for part in torch.split(x, numerics.rows_in(_GPU_BUFFER, x))]
     top, total = (torch.cat(column) for column in zip(*parts, strict=True))
     return top, total
@@ -96,13 +96,13 @@ def _max_sums_of_parts(x: Tensor) -> tuple[Tensor, Tensor]:
 def _sampled_sums(
     x: Tensor, label: Tensor, counted: Tensor, compile: bool
 ) -> tuple[Tensor, Tensor]:
-    """A shift of every row of [N, V], and sum exp(x - shift), float64, on a CPU."""
+    """Return a shift of every row of [N, V], and sum exp(x - shift), float64, on a CPU."""
     top = torch.maximum(x[:, :_SAMPLE].amax(-1), label).to(numerics.sum_dtype(x))
-    plain = counted & (top.abs() <= _MAX_SHIFT)  # not so where it is NaN
-    # Counted rows come in runs (prompts, padding): the rest is not even read.
+    plain = counted & (top.abs() <= _MAX_SHIFT)  # False for NaN
+    # Counted rows come in runs, between prompts and padding: the rest is not even read.
     edge = torch.zeros(1, dtype=torch.int32, device=x.device)
     runs = plain.int().diff(prepend=edge, append=edge).nonzero().view(-1, 2).tolist()
-    # exp(x - shift) = exp2(x c - power), one fused multiply-add that rounds once: power is whole.
+    # exp(x - shift) = exp2(x c - power) with a whole power: a fused multiply-add that rounds once.
     c = numerics.log2e(x)
     power = (top.double() * c).floor()
     shift, power = power / c, power.to(top.dtype)

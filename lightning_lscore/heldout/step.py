@@ -1,4 +1,4 @@
-"""One validation step: what was heard in it, and handing on its logits and labels."""
+"""One validation step: what was heard in it, and where its logits and labels go."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Step:
     parts: int = 0
     """Calls without labels that got other tokens than the batch's."""
     refused: str = ""
-    """Why a call with labels was of no use."""
+    """Why a call with labels was not used."""
 
     def note(self, call: Call) -> None:
-        """Keep a call without labels, rather one of the batch's tokens than another."""
+        """Keep a call without labels, preferably one with the tokens of the batch."""
         if call.logits is None or call.tokens is None:
             return
         if call.logits.shape[:2] != call.tokens.shape or call.tokens.shape[1] == 1:
-            return  # in these, text is generated: there is nothing to score
+            return  # this call generates text: there is nothing to score
         expected = find_tokens(self.batch)
         fits = expected is not None and expected.shape == call.tokens.shape
         self.parts += not fits
@@ -63,7 +63,7 @@ class Step:
         return self.call
 
     def hand_on(self, values: Tensor, labels: Tensor, call: Call | None, is_nll: bool) -> None:
-        """Hand on logits, or NLL, with labels that ignore all that does not count.
+        """Hand on logits, or NLL, with labels that ignore all that is not counted.
 
         Args:
             values: logits, or, if ``is_nll``, what :meth:`HeldOut.update_nll` takes.
@@ -89,9 +89,9 @@ class Step:
             add(values, labels.to(values.device))
 
     def _masks(self, call: Call | None) -> list[Any]:
-        """Attention masks of the tokens that predict: the model's, then the batch's."""
+        """Return attention masks of the tokens that predict: the model's, then the batch's."""
         if call is not None and call.shifted:
-            return []  # an encoder-decoder model's may well be those of the encoder
+            return []  # an encoder-decoder model's may belong to the encoder
         tokens = find_tokens(self.batch)
         given = None if call is None else call.mask
         return [given, None if tokens is None else find_mask(self.batch, tokens)]

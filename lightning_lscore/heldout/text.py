@@ -27,7 +27,7 @@ def evaluate_text(
     full_last: bool = False,
     progress: bool = False,
 ) -> TextEvaluation:
-    """Perplexity, and bits per byte, of a causal language model on one text of any length.
+    """Measure perplexity and bits per byte of a causal language model on one text of any length.
 
     Each token's NLL enters a float64 sum once, whatever the stride. Logits are scored where they
     are, and only where tokens are new; a model that takes ``logits_to_keep`` computes no others.
@@ -47,8 +47,8 @@ def evaluate_text(
             the context, where a token has at least half of it, at about twice the work of none.
         batch_size: windows of equal shape that are computed together; the first and the last have
             a shape of their own, unless stride and length make them equal.
-        add_bos: whether a beginning-of-sequence token comes before the text, so that the first
-            token is predicted too; without, it is only read. Default: if there is one.
+        add_bos: whether to begin with a beginning-of-sequence token, which predicts the first token
+            of the text; without it that token is only read. Default: if the tokenizer has one.
         bos_token_id: the token to begin with, by default the tokenizer's ``bos_token_id``.
         full_last: let the last window begin early enough to read context_length tokens. Otherwise
             it begins a stride after the one before and may be shorter.
@@ -60,8 +60,8 @@ def evaluate_text(
     Raises:
         TypeError: text that is not a string.
         ValueError: a text with no token to predict, a stride or length out of range, no BOS token
-            where one is asked for, no context_length where the model names none, or logits of an
-            unexpected shape.
+            despite add_bos, no context_length although the model's config has none, or logits of
+            an unexpected shape.
 
     Compared with others:
         transformers' guide counts the last target to a window: its ``max_length`` M is a
@@ -100,7 +100,7 @@ def evaluate_text(
         ids, start = [bos, *ids], 0
     if len(ids) < 2:
         raise ValueError(
-            f"Expected a text with a token to predict, got {text!r}: {len(ids)} tokens, BOS"
+            f"expected a text with a token to predict, got {text!r}: {len(ids)} tokens, BOS"
             " included. Without BOS the first token is only read, so two are needed."
         )
     context = _context_length(model) if context_length is None else context_length
@@ -126,11 +126,11 @@ def evaluate_text(
 
 
 def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], int | None]:
-    """Ids without special tokens; the character where the second begins, if that is known."""
+    """Return ids without special tokens, and the character where the second begins, if known."""
     if not isinstance(text, str):
-        raise TypeError(f"Expected one text, a str, got {type(text).__name__}. Join the parts.")
+        raise TypeError(f"expected one text, a str, got {type(text).__name__}. Join the parts.")
     options = {"return_offsets_mapping": True} if getattr(tokenizer, "is_fast", False) else {}
-    # verbose=False: a text longer than the model's context is what the windows are for.
+    # verbose=False: the windows are for texts longer than the model's context.
     encoding = tokenizer(text, add_special_tokens=False, verbose=False, **options)
     (_, end), *rest = encoding.get("offset_mapping") or [(0, None)]
     # Tokens may be bytes: where the second begins within the first's character, no span is exact.
@@ -141,7 +141,7 @@ def _bos(tokenizer: Any, add: bool | None, token: int | None) -> int | None:
     token = getattr(tokenizer, "bos_token_id", None) if token is None else token
     if add and token is None:
         raise ValueError(
-            "Expected a tokenizer with a bos_token_id, got none. Give bos_token_id, such as"
+            "expected a tokenizer with a bos_token_id, got none. Give bos_token_id, for example"
             " tokenizer.eos_token_id, or add_bos=False: the first token is then only read."
         )
     return None if add is False else token
@@ -154,7 +154,7 @@ def _context_length(model: nn.Module) -> int:
         if isinstance(length := getattr(config, name, None), int):
             return length
     raise ValueError(
-        "Expected a model whose config has max_position_embeddings, got none."
+        "expected a model whose config has max_position_embeddings, got none."
         " Give context_length: the number of tokens that the model reads at once."
     )
 
@@ -162,9 +162,9 @@ def _context_length(model: nn.Module) -> int:
 def _check(context: int, stride: int, batch_size: int) -> None:
     for name, value in (("context_length", context), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"Expected {name} of at least 1, got {value}.")
+            raise ValueError(f"expected {name} of at least 1, got {value}.")
     if not 1 <= stride <= context:
         raise ValueError(
-            f"Expected a stride from 1 to context_length={context}, got {stride}."
+            f"expected a stride from 1 to context_length={context}, got {stride}."
             " A longer one would leave out the tokens between the windows."
         )

@@ -31,7 +31,7 @@ def nll_sum(
 
 
 def _batch_nll(model: nn.Module, tokens: Tensor, batch: list[Window]) -> Tensor:
-    """Sum of the NLL of the new tokens of windows of equal shape, nats."""
+    """Return the summed NLL of the new tokens of windows of equal shape, in nats."""
     new = batch[0].new
     inputs = torch.stack([tokens[window.begin : window.end] for window in batch])
     labels = torch.stack([tokens[window.end - new + 1 : window.end + 1] for window in batch])
@@ -40,15 +40,15 @@ def _batch_nll(model: nn.Module, tokens: Tensor, batch: list[Window]) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < new:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
         raise ValueError(
-            f"Expected the model to return logits [{len(batch)}, {inputs.shape[1]}, vocabulary],"
+            f"expected the model to return logits [{len(batch)}, {inputs.shape[1]}, vocabulary],"
             f" or an object with them as `logits`, got {found}. Wrap it in a module that does."
         )
-    # Of a model that keeps the new rows only, these are all.
+    # A model that keeps only the new rows returns no others.
     return token_nll(logits[:, -new:], labels.to(logits.device), ignore_index=None)[0]
 
 
 def _sparing(model: nn.Module, rows: int) -> dict[str, Any]:
-    """Arguments that save work, where the model has them: the last rows alone, no cache."""
+    """Return arguments that save work, if the model has them: the last rows only, no cache."""
     names = inspect.signature(model.forward).parameters
     options = {"logits_to_keep": rows, "num_logits_to_keep": rows, "use_cache": False}
     return {name: value for name, value in options.items() if name in names}
@@ -56,7 +56,7 @@ def _sparing(model: nn.Module, rows: int) -> dict[str, Any]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module is in its own again, as frozen ones may differ."""
+    """Switch to eval mode, then restore the mode of each module: frozen ones may differ."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -67,6 +67,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Where a model takes its input: with its first weights, offloaded ones apart."""
+    """Return the device of a model's input: that of its first weights that are not offloaded."""
     devices = (weight.device for weight in (*model.parameters(), *model.buffers()))
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The perplexity of one text, with all that has to be stated beside it."""
+"""The perplexity of one text, and the settings to state with it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Window:
 
 
 def _windows(predicted: int, context: int, stride: int, full_last: bool) -> Iterator[Window]:
-    """Windows over predicted + 1 tokens, which together predict all but the first once."""
+    """Yield windows over predicted + 1 tokens; together they predict all but the first, once."""
     end = min(context, predicted)
     yield Window(0, end, end)
     for begin in itertools.count(stride, stride):
@@ -49,7 +49,7 @@ def _windows(predicted: int, context: int, stride: int, full_last: bool) -> Iter
 def batches_of_windows(
     predicted: int, context: int, stride: int, full_last: bool, size: int
 ) -> Iterator[list[Window]]:
-    """The windows, neighbours of equal shape together."""
+    """Group neighbouring windows of equal shape."""
     windows = _windows(predicted, context, stride, full_last)
     for _, alike in itertools.groupby(windows, lambda window: window.shape):
         while batch := list(itertools.islice(alike, size)):

@@ -1,4 +1,4 @@
-"""Bytes of text that tokens stand for, so that perplexities compare across tokenizers."""
+"""Bytes of the text of tokens, which make perplexities comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ CountBytes = Callable[[Tensor], int]
 
 
 def make_count_bytes(given: Any) -> CountBytes:
-    """A function that counts the bytes of tokens, out of a tokenizer or such a function.
+    """Return a function that counts the bytes of tokens.
 
-    Tokenizers of transformers or tokenizers whose tokens are bytes (GPT-2's, Llama 3's) or pieces
-    of text with spaces in them (SentencePiece), and tiktoken's encodings. Special tokens have no
-    bytes.
+    Special tokens have no bytes.
+
+    Args:
+        given: that function itself; a tokenizer of transformers or tokenizers, byte-level (GPT-2,
+            Llama 3) or SentencePiece; or an encoding of tiktoken.
 
     Raises:
-        ValueError: for a tokenizer whose tokens do not say how many bytes they are.
+        ValueError: for a tokenizer whose vocabulary does not reveal the bytes of its tokens.
     """
     lengths = _lengths(given)
     if lengths is not None:
@@ -33,7 +35,7 @@ def make_count_bytes(given: Any) -> CountBytes:
     raise ValueError(
         "count_bytes: expected a byte-level or SentencePiece tokenizer of transformers, tokenizers "
         "or tiktoken, or a function from token ids [n] to the bytes of their text, got "
-        f"a {type(given).__name__}. For a model that reads bytes say count_bytes=len."
+        f"a {type(given).__name__}. For a model that reads bytes use count_bytes=len."
     )
 
 
@@ -52,14 +54,14 @@ class _Table:
 
 
 def _lengths(tokenizer: Any) -> list[int] | None:
-    """Bytes of each token by its id; None where that cannot be told."""
+    """Return the bytes of each token by its id; None if the tokenizer does not reveal them."""
     if hasattr(tokenizer, "decode_single_token_bytes"):  # tiktoken
         special = set(tokenizer.special_tokens_set)
         values = dict.fromkeys(range(tokenizer.n_vocab), 0)
         for token_id in values:
             try:
                 token = tokenizer.decode_single_token_bytes(token_id)
-            except KeyError:  # a number that no token has
+            except KeyError:  # an id without a token
                 continue
             values[token_id] = 0 if token.decode("utf-8", "replace") in special else len(token)
         return list(values.values())
@@ -67,7 +69,7 @@ def _lengths(tokenizer: Any) -> list[int] | None:
     decoder = getattr(backend, "decoder", None)
     if decoder is None or not hasattr(backend, "get_added_tokens_decoder"):
         return None
-    steps = json.loads(decoder.__getstate__())  # the only way to see what it does
+    steps = json.loads(decoder.__getstate__())  # a decoder has no other way to inspect it
     kinds = [step["type"] for step in steps.get("decoders", [steps])]
     if "ByteLevel" in kinds:
         measure: Callable[[str], int] = len  # one character stands for one byte

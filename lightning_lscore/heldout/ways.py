@@ -1,6 +1,6 @@
 """Ways to logits and labels of a validation step that has ended; each returns None if it fails.
 
-:class:`~lightning_lscore.heldout.capture.Capture` says in which order they are tried.
+:mod:`~lightning_lscore.heldout.capture` lists them in the order in which they are tried.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
 
 
 class Found(NamedTuple):
-    """Labels, and what a model made of them."""
+    """Labels, and the logits or NLL that belong to them."""
 
     source: str
     """Where they were found, in words."""
@@ -84,7 +84,7 @@ def by_loss(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
 
 
 def _in_outputs(outputs: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Logits, and labels if they are there, by name or in a pair with the other or with a loss."""
+    """Return logits, and labels if present: by name, or from a pair with each other or a loss."""
     if isinstance(outputs, (tuple, list)):
         tensors = [x for x in outputs if isinstance(x, Tensor)]
         logits = [x for x in tensors if x.is_floating_point() and x.ndim >= 3]
@@ -99,7 +99,7 @@ def _in_outputs(outputs: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _find_labels(batch: Any, tokens: Tensor | None, ignore_index: int) -> tuple[str, Tensor | None]:
-    """Labels of the tokens that a model read, and where they were found."""
+    """Return where labels of the tokens that a model read were found, and the labels."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, Tensor) and (tokens is None or labels.shape == tokens.shape):
         return "labels from the batch", labels
@@ -112,12 +112,12 @@ def _find_labels(batch: Any, tokens: Tensor | None, ignore_index: int) -> tuple[
 
 
 def nothing_found(outputs: Any, has_models: bool, refused: str) -> ValueError:
-    """Return the error that says what the user may do where no way leads to logits.
+    """Return the error for a step without logits, with what the user can do.
 
     Args:
         outputs: of validation_step.
         has_models: whether the module holds transformers language models.
-        refused: why a call with labels was of no use.
+        refused: why a call with labels was not used.
     """
     models = "no transformers language model was found inside it"
     if has_models:
@@ -136,7 +136,7 @@ def nothing_found(outputs: Any, has_models: bool, refused: str) -> ValueError:
 
 
 def describe(outputs: Any) -> str:
-    """Return what a step or a function returned, in words."""
+    """Describe what a step or a function returned."""
     if isinstance(outputs, Tensor):
         return f"a tensor {list(outputs.shape)}"
     if isinstance(outputs, Mapping):

@@ -15,10 +15,8 @@ from torch import nn
 
 from lightning_lscore import LScore
 from lightning_lscore.heldout import hidden_nll
-from lightning_lscore.heldout.alignment import alignment
 from lightning_lscore.heldout.capture import Capture
 from lightning_lscore.heldout.perplexity import Perplexity
-from lightning_lscore.model.language_models import language_models
 
 
 class Stepping(HuggingFaceLM):
@@ -401,39 +399,6 @@ def test_a_function_that_returns_something_else_is_told_so(trainer):
         trainer(lscore).validate(PlainLM(), loader(4), verbose=False)
 
 
-ROWS = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]])
-IGNORED = torch.tensor([[-100, 6, 7, 8], [-100, -100, 3, 4]])
-
-
-@pytest.mark.parametrize(
-    ("labels", "tokens", "expected"),
-    [
-        (ROWS, ROWS, False),
-        (IGNORED, ROWS, False),
-        (ROWS[:, 1:], ROWS[:, :-1], True),
-        (ROWS[:, 1:], ROWS, True),
-        (ROWS[:, :-1], ROWS, False),
-        (ROWS + 9, ROWS, None),
-        (torch.full_like(ROWS, -100), ROWS, None),
-        (torch.ones_like(ROWS), torch.ones_like(ROWS), None),
-        (ROWS[:, 2:], ROWS, None),
-        (ROWS[0], ROWS[0], None),
-        (ROWS, ROWS[:1], None),
-    ],
-)
-def test_alignment_is_read_off_the_data_or_left_open(labels, tokens, expected):
-    assert alignment(labels, tokens) is expected
-
-
-@pytest.mark.parametrize(("start", "expected"), [(0, False), (1, True)])
-def test_ignored_labels_of_any_number_fit_any_token(start, expected):
-    tokens = torch.tensor([[5, 6, 7, 8, 0], [1, 2, 3, 4, 0]])
-    labels = tokens[:, start : start + 4].clone()
-    labels[:, :2] = 9  # prompts
-    assert alignment(labels, tokens[:, :4], ignore_index=9) is expected
-    assert alignment(labels, tokens[:, :4]) is None
-
-
 # ---------------------------------------------------------------------- hooks
 
 
@@ -479,20 +444,6 @@ def test_no_tensor_is_kept_after_a_batch():
     assert [logits.shape for logits in heard.values] == [(4, 12, VOCABULARY)]
     assert capture._step is None
     assert not [v for v in vars(capture).values() if isinstance(v, (torch.Tensor, tuple, dict))]
-
-
-def test_masked_language_models_are_not_taken_for_causal_ones():
-    from transformers import BertConfig, BertForMaskedLM
-
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    both = nn.ModuleList([BertForMaskedLM(config), tiny_llama()])
-    assert language_models(both) == [both[1]]
 
 
 def test_repeated_samples_of_a_sampler_are_not_counted():

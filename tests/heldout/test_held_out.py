@@ -68,7 +68,7 @@ def test_a_single_prediction_is_a_sequence_of_one():
 def test_what_is_not_aligned_logits_is_refused(wrong):
     """NLL has a way in of its own, so that no shape is taken for another."""
     held_out = HeldOut(-100, CPU)
-    with pytest.raises(ValueError, match=r"Expected logits .* and labels .*, got"):
+    with pytest.raises(ValueError, match=r"expected logits .* and labels .*, got"):
         held_out.update(wrong, torch.zeros(2, 3).long())
     assert held_out.numbers() == [0, 0, 0, 0, 0]
 

@@ -319,7 +319,7 @@ def test_right_where_torchmetrics_is_not():
         (torch.zeros(4, 9), torch.zeros(4).long(), ValueError, r"3 dimensions.*\[4, 9\].*None"),
         (torch.zeros(2, 4), torch.zeros(2, 4).long(), ValueError, r"\[2, 4\].*NLL.*update_nll"),
         (torch.tensor(1.5), torch.zeros(2, 4).long(), ValueError, r"got shape \[\].*update_nll"),
-        (torch.zeros(2, 4, 0), torch.zeros(2, 4).long(), ValueError, "Expected logits"),
+        (torch.zeros(2, 4, 0), torch.zeros(2, 4).long(), ValueError, "expected logits"),
         (torch.zeros(2, 4, 9).long(), torch.zeros(2, 4).long(), TypeError, "torch.int64.*swapped"),
         (torch.zeros(2, 4, 9), torch.zeros(2, 4), TypeError, "torch.float32.*token ids"),
         (torch.zeros(2, 4, 9), torch.zeros(2, 4).bool(), TypeError, "torch.bool"),
