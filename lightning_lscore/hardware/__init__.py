@@ -1,1 +1,1 @@
-"""H: which devices a run occupies and what they do meanwhile; start with ``probe.py``."""
+"""H: which devices a run occupies and what they do meanwhile. Read ``probe`` first."""

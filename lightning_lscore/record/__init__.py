@@ -1,1 +1,1 @@
-"""The record of a run, ``lscore.jsonl``: written, read, compared. Read ``records`` first."""
+"""The record of a run, ``lscore.jsonl``: write, read, compare. Read ``record`` first."""

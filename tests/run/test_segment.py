@@ -35,7 +35,7 @@ class FakeSampler:
             readings=readings,
             memory_peak_bytes=peak,
             energy_joules=joules,
-            energy_known_seconds=3600.0 * readings,
+            energy_known_seconds=3600.0 * readings * bool(self.watts),
         )
         return {"GPU-1": seen}
 
