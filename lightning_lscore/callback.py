@@ -233,9 +233,7 @@ class LScore(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker = self._tracker
         tracker.pause()
-        if (
-            tracker.batches and not tracker.logged
-        ):  # never validated: what the run spent would be known to nobody
+        if tracker.batches and not tracker.logged:  # without a validation the record lacks the run
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch)
         self._stop()
 
@@ -250,6 +248,7 @@ class LScore(Callback):
     def _stop(self) -> None:
         self._capture.detach()
         self._quiet.close()
+        self._loaders, self._held_out = [], []
         if self.tracker is not None:
             self.tracker.close()
 
@@ -346,7 +345,7 @@ class LScore(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's memory, in plain numbers, strings, lists and dictionaries."""
-        return self._tracker.state_dict()
+        return {} if self.tracker is None else self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the fit that follows; validating a checkpoint leaves a run alone."""

@@ -460,6 +460,7 @@ class Tracker:
             with contextlib.suppress(RuntimeError):
                 self._state.spent = segment.total()
         self._held_out, self._architecture.model = [], None
+        self._options.measures.clear()  # type: ignore[attr-defined]  # functions of the loop
 
     def warn_once(self, message: str) -> None:
         """Warn, but not again of the same."""
