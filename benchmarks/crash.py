@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -37,7 +36,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lscore import LScore, read_records
+from lightning_lscore import LScore, Record, read_records
+from lightning_lscore.record.reader import Reader
 
 RECORD_FILE = "lscore.jsonl"
 VALIDATE_EVERY, SAVE_EVERY = 2, 3  # steps
@@ -180,24 +180,20 @@ def newest_checkpoint(folder: Path) -> Restored:
         (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("LScore"))
         step, hours = checkpoint["global_step"], state["spent"]["device_seconds"] / 3600
         # A validation of the same step came after the checkpoint, and stays in the record.
-        same = [line for line in lines(folder) if line["step"] == step][-1:]
-        found[str(path)] = step, max([hours, *(x["measurements"]["device_hours"] for x in same)])
+        same = [line for line in lines(folder) if line.step == step][-1:]
+        found[str(path)] = step, max([hours, *(x.measurements.device_hours for x in same)])
     if not found:
         return Restored(torn=torn)
     path = max(found, key=lambda p: (*found[p], p.endswith("last.ckpt")))
     return Restored(path, found[path][1], torn)
 
 
-def whole_lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the record's lines, but for one that is torn."""
+def lines(folder: Path) -> list[Record]:
+    """Return the validations of the record's whole lines, those that later ones replace too."""
     path = folder / RECORD_FILE
-    whole = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole]
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return those of validations, including those that later ones replace."""
-    return [line for line in whole_lines(folder) if "measurements" in line]
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    reader = Reader()
+    return [record for line in whole if (record := reader.take(line)) is not None]
 
 
 @dataclass
@@ -233,12 +229,12 @@ def run_with_kills(
         done.kills += 1
         spent = restored.device_hours
         if written := lines(folder)[before:]:
-            spent = written[-1]["measurements"]["device_hours"]
+            spent = written[-1].measurements.device_hours
         restored = newest_checkpoint(folder)
         done.torn += restored.torn
         done.lost_device_hours += max(0.0, spent - restored.device_hours)
         if done.kills % 10 == 0:
-            at = lines(folder)[-1]["step"] if lines(folder) else 0
+            at = lines(folder)[-1].step if lines(folder) else 0
             print(f"{done.kills} kills, step {at} of {steps}", flush=True)
 
 
@@ -246,7 +242,7 @@ def checks(whole: Path, killed: Path, done: Interrupted, kills: int) -> dict[str
     """Return what must hold, in words, and whether it does."""
     expected, found, raw = read_records(whole), read_records(killed), lines(killed)
     last, hours = found[-1], [r.measurements.device_hours or 0.0 for r in found]
-    lost = [line["lost_device_hours"] for line in raw]
+    lost = [line.lost_device_hours for line in raw]
     result = {f"{kills} kills": done.kills == kills}
     for name in ("tokens", "samples", "steps", "epochs"):
         a, b = (r[-1].measurements.get(name) for r in (expected, found))
@@ -265,7 +261,7 @@ def checks(whole: Path, killed: Path, done: Interrupted, kills: int) -> dict[str
         r.score.perplexity == curve.get(r.batch) for r in found
     )
     result["no torn line"] = (killed / RECORD_FILE).read_bytes().endswith(b"\n")
-    result["one run"] = len({x["run"] for x in whole_lines(killed) if "run" in x}) == 1
+    result["one run"] = len({record.run for record in raw}) == 1
     result["device time grows from validation to validation"] = all(
         a < b for a, b in itertools.pairwise(hours)
     )

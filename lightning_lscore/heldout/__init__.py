@@ -1,1 +1,1 @@
-"""T: logits and labels out of a module, and their NLL. Read ``capture`` first, then ``held_out``."""
+"""T: logits and labels out of a module, and their NLL. Read ``capture`` first."""
