@@ -12,11 +12,14 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from .peak_cache import AGREE, CachedPeak, PeakCache, better, cache_folder
+from .peak_cache import CachedPeak, PeakCache, better, cache_folder
 from .peaks import Peak
 from .products import Rate, multiply
 
 __all__ = ["measured_peak"]
+
+AGREE = 0.97
+"""Rounds on a quiet machine differ by less than this factor."""
 
 ROUND_SECONDS = 0.3
 ENOUGH_SECONDS = 1.5

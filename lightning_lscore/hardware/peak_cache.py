@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-__all__ = ["AGREE", "CachedPeak", "PeakCache", "better", "cache_folder"]
+__all__ = ["CachedPeak", "PeakCache", "better", "cache_folder"]
 
-AGREE = 0.97
-"""Measurements on a quiet machine differ by less than this factor."""
+CONFIRMED = 0.8
+"""A clock that was high for a moment raises a rate by less than 1 / this; unnoticed programs
+lower it by more."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
@@ -61,13 +62,14 @@ class CachedPeak:
 def better(*peaks: CachedPeak | None) -> CachedPeak | None:
     """Return the fastest peak: a rate that a device reached once is possible.
 
-    It counts as quiet if any of the peaks that are about as fast is.
+    It counts as quiet if a peak from a quiet machine confirms it. That one may be somewhat slower:
+    otherwise a rate that was reached by chance would be measured again by every later process.
     """
     known = [peak for peak in peaks if peak is not None]
     if not known:
         return None
     best = max(known, key=lambda peak: peak.flops)
-    quiet = any(not peak.disturbed and peak.flops >= AGREE * best.flops for peak in known)
+    quiet = any(not peak.disturbed and peak.flops >= CONFIRMED * best.flops for peak in known)
     return replace(best, disturbed="") if quiet else best
 
 

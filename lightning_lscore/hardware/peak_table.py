@@ -132,7 +132,9 @@ def _by_clock(name: str, sms: int, ghz: float, *, halved: bool, f8: bool) -> Lin
 
 
 def _apple(chip: str, cores: tuple[int, ...], tera: float, source: str) -> list[Line]:
-    """A chip's versions by their GPU cores, of which the last is the one that the figure is of.
+    """Return a line for each version of a chip, by its number of GPU cores.
+
+    The published figure is that of the last one; the others have a share of it.
 
     The cores do as much in float16 as in float32, and have no bfloat16 in the first generation
     (measured by https://github.com/philipturner/metal-benchmarks).
@@ -232,7 +234,7 @@ TABLE: tuple[Line, ...] = (
     _by_clock("GeForce RTX 5080", 84, 2.617, halved=True, f8=True),
     (("GeForce RTX 5090",), _rates(None, 104.8, 104.8, 209.5, 209.5, 419.0),
      f"{_BLACKWELL_RTX}, Table 3"),
-    # Apple, chips whose figure Apple told; of its events as the press reported them
+    # Apple, chips with a published figure; those from its events as the press reported them
     *_apple("M1", (7, 8), 2.6, "https://www.apple.com/newsroom/2020/11/apple-unleashes-m1/"),
     *_apple("M1 Pro", (14, 16), 5.2, "Apple's event of 18 October 2021"),
     *_apple("M1 Max", (24, 32), 10.4, "Apple's event of 18 October 2021"),

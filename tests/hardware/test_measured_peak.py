@@ -111,6 +111,25 @@ def test_a_busy_machines_best_is_confirmed_by_a_quiet_one_that_reaches_about_as_
     assert machine.fit((9e9, BUSY)) == (machine.again()[0], 0)
 
 
+@pytest.mark.parametrize("freak", [(1.1e11, BUSY), (1.2e11, BUSY)])
+def test_a_freakishly_high_rate_of_a_busy_machine_is_settled_by_a_quiet_one(machine, freak):
+    """Later processes would never reach it, and would measure again each time."""
+    machine.fit(freak)
+    peak, _ = machine.fit((1e11, ""))
+    assert peak.flops == freak[0]
+    assert "busy" not in peak.source
+    for rate in ((1e11, ""), (2e10, BUSY)):
+        later, rounds = machine.fit(rate)
+        assert (later.flops, rounds) == (freak[0], 0)
+
+
+def test_a_rate_that_one_quiet_round_alone_reached_is_settled_by_the_next_process(machine):
+    machine.fit((1.1e11, ""), (1e11, ""))
+    peak, _ = machine.fit((1e11, ""))
+    assert peak.flops == 1.1e11
+    assert machine.fit((1e11, ""))[1] == 0
+
+
 def test_a_device_that_takes_long_for_one_round_is_quiet_if_that_was(machine, monkeypatch):
     monkeypatch.setattr(measuring, "ROUND_SECONDS", 2.0)
     assert machine.fit((1e9, ""))[1] == 1

@@ -81,7 +81,7 @@ def test_a_slow_device_is_left_after_its_first_product():
     assert next(clock.ticks) <= 4
 
 
-def test_products_leaves_no_trace():
+def test_products_leave_no_trace():
     torch_state, python_state = torch.random.get_rng_state(), random.getstate()
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -24,7 +24,7 @@ def test_totals_join_in_any_order_and_survive_json(parts):
 
 
 def test_units_are_converted_once_and_a_sum_over_devices_gives_their_mean():
-    """Joules become kWh, bytes GiB; what nobody reported is None, and no more than all is busy."""
+    """Joules become kWh, bytes GiB; what was not reported is None; the busy fraction ends at 1."""
     one = Totals(
         training_seconds=10.0,
         observed_seconds=10.0,
