@@ -64,6 +64,7 @@ def told_by(record: Record) -> dict[str, Any]:
         "provenance": dict(m.provenance),
         "score": {"L": record.L},
         "evaluation": asdict(record.evaluation),
+        "devices": [asdict(device) for device in record.devices],
     }
 
 
