@@ -298,15 +298,13 @@ class LScore(Callback):
                 batches=planned_batches(trainer),
                 decay_may_come=self._rates.stand_before_a_decay(trainer),
             )
-            record = tracker.score(
-                step=trainer.global_step, epoch=trainer.current_epoch, source=source
-            )
-            values, counted = tracker.logged, record.measurements.validation_tokens
+            tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
+            values = tracker.logged
         else:
-            values, counted = tracker.evaluate(source)
+            values = tracker.evaluate(source)
         if not trainer.barebones:  # where Lightning logs nothing
             self._log(pl_module, values)
-        if not counted:
+        if not values[f"{self.prefix}lscore/validation_tokens"]:
             raise ValueError(
                 "LScore counted no token in the validation set: expected labels other than "
                 f"{self._options.ignore_index} (ignore_index), got none in all of its batches "

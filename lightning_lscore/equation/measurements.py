@@ -156,7 +156,7 @@ class Measurements:
 
     def why_missing(self, measure: str) -> str:
         """Return why a measure has no value, in words."""
-        return self.provenance.get(measure, "unavailable: nobody measured it")
+        return self.provenance.get(measure, "unavailable: not measured")
 
 
 def _checked(name: str, value: Any) -> float:

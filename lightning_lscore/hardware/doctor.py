@@ -15,7 +15,7 @@ import torch
 
 from ..equation.measures import MEASURES
 from .devices import compute_dtype
-from .gauges import GIB
+from .gauges import GAUGES, GIB
 from .measured_peak import measured_peak
 from .nvml import NvmlProbe, driver_versions
 from .peaks import peak_flops
@@ -24,18 +24,16 @@ from .probe import Probe, ProbeLost, Reading
 
 # The measures that a run lacks without a field of Reading; energy may also come from power.
 _MEASURES = {
-    "busy_fraction": ("busy_fraction",),
     "memory_used_bytes": ("memory_mean_gib", "memory_peak_gib"),
     "energy_joules": ("energy_kwh", "power_watts", "emissions_kg"),
-    "sm_clock_mhz": ("sm_clock_mhz",),
     "throttled": ("throttled_fraction",),
+    **{gauge.reading: (gauge.measure,) for gauge in GAUGES if gauge.reading == gauge.measure},
 }
 # How a reading is shown: as this measure, after division by this.
 _SHOWN = {
-    "busy_fraction": ("busy_fraction", 1),
     "power_watts": ("power_watts", 1),
     "memory_used_bytes": ("memory_peak_gib", GIB),
-    "sm_clock_mhz": ("sm_clock_mhz", 1),
+    **{gauge.reading: (gauge.measure, 1) for gauge in GAUGES if gauge.reading == gauge.measure},
 }
 
 

@@ -23,6 +23,8 @@ class Gauge:
 
     measure: str
     """The field of ``DeviceUse`` that is its mean."""
+    reading: str
+    """The field of ``Reading`` that shows it."""
     value: Callable[[Reading], float | None]
     sum: str
     """The field of ``Totals`` that holds the value summed over time."""
@@ -41,6 +43,7 @@ def _held_down_by(reading: Reading, cause: str) -> bool | None:
 GAUGES = (
     Gauge(
         measure="busy_fraction",
+        reading="busy_fraction",
         value=lambda reading: reading.busy_fraction,
         sum="busy_seconds",
         known="busy_known_seconds",
@@ -48,6 +51,7 @@ GAUGES = (
     ),
     Gauge(
         measure="memory_mean_gib",
+        reading="memory_used_bytes",
         value=lambda reading: reading.memory_used_bytes,
         sum="memory_byte_seconds",
         known="memory_known_seconds",
@@ -55,24 +59,28 @@ GAUGES = (
     ),
     Gauge(
         measure="sm_clock_mhz",
+        reading="sm_clock_mhz",
         value=lambda reading: reading.sm_clock_mhz,
         sum="sm_clock_mhz_seconds",
         known="sm_clock_known_seconds",
     ),
     Gauge(
         measure="throttled_fraction",
+        reading="throttled",
         value=lambda reading: None if reading.throttled is None else bool(reading.throttled),
         sum="throttled_seconds",
         known="throttled_known_seconds",
     ),
     Gauge(
         measure="throttled_by_power_fraction",
+        reading="throttled",
         value=lambda reading: _held_down_by(reading, "power"),
         sum="throttled_by_power_seconds",
         known="throttled_known_seconds",
     ),
     Gauge(
         measure="throttled_by_heat_fraction",
+        reading="throttled",
         value=lambda reading: _held_down_by(reading, "heat"),
         sum="throttled_by_heat_seconds",
         known="throttled_known_seconds",

@@ -8,19 +8,11 @@ from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
 from ..equation.measurements import Measurements
+from ..equation.measures import MEASURES
 from ..equation.prediction import Prediction, Unpredictable
 from ..equation.score import Score
 from .json_numbers import float_of, hours, number_or_none, plain_float
 from .record import Record
-
-# Measures that were named after GPUs, and are measured on CPUs too.
-_RENAMED = {
-    f"gpu_{name}": name
-    for name in (
-        *("busy_fraction", "sm_clock_mhz", "memory_mean_gib", "memory_peak_gib"),
-        *("throttled_fraction", "throttled_by_power_fraction", "throttled_by_heat_fraction"),
-    )
-}
 
 
 def record_of(data: Mapping[str, Any], before: Record | None = None) -> Record:
@@ -68,7 +60,8 @@ def record_of(data: Mapping[str, Any], before: Record | None = None) -> Record:
 
 
 def _now(name: str) -> str:
-    return _RENAMED.get(name, name)
+    """The name of a measure today: those that CPUs have too lost their ``gpu_``."""
+    return name.removeprefix("gpu_") if name.removeprefix("gpu_") in MEASURES else name
 
 
 def _held(part: Any, before: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ..equation.evidence import OccupiedDevice
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
+from ..hardware.gauges import GAUGES
 from ..heldout.evaluation import Evaluation
 from ..model.parameters import ParameterCount
 from .segment import Segment
@@ -170,9 +171,12 @@ def hardware(
     def why(reading: str) -> str:
         return missing.get(reading, "no reading yet")
 
-    observed = sampled(totals.observed_seconds)
-    throttled = (sampled(totals.throttled_known_seconds), why("throttled"))
-    memory = (sampled(totals.memory_known_seconds), why("memory_used_bytes"))
+    averaged = {
+        gauge.measure: _found(
+            getattr(use, gauge.measure), sampled(getattr(totals, gauge.known)), why(gauge.reading)
+        )
+        for gauge in GAUGES
+    }
     energy = "measured: energy counter" if totals.energy_is_counter else "estimated: from power"
     energy += f", over {_coverage(totals.energy_known_seconds, spent)}"
     no_energy = no_emissions = why("energy_joules")
@@ -183,15 +187,10 @@ def hardware(
         )
     watts = None if use.power_watts is None else use.power_watts * len(devices)
     return {
-        "busy_fraction": _found(use.busy_fraction, observed, why("busy_fraction")),
-        "sm_clock_mhz": _found(
-            use.sm_clock_mhz, sampled(totals.sm_clock_known_seconds), why("sm_clock_mhz")
+        **averaged,
+        "memory_peak_gib": _found(
+            use.memory_peak_gib, sampled(totals.observed_seconds), why("memory_used_bytes")
         ),
-        "throttled_fraction": _found(use.throttled_fraction, *throttled),
-        "throttled_by_power_fraction": _found(use.throttled_by_power_fraction, *throttled),
-        "throttled_by_heat_fraction": _found(use.throttled_by_heat_fraction, *throttled),
-        "memory_mean_gib": _found(use.memory_mean_gib, *memory),
-        "memory_peak_gib": _found(use.memory_peak_gib, observed, memory[1]),
         "power_watts": _found(watts, energy, no_energy),
         "energy_kwh": _found(use.energy_kwh, energy, no_energy),
         "emissions_kg": _found(emissions, f"{energy}; at the carbon intensity given", no_emissions),

@@ -172,6 +172,10 @@ class Segment:
         """
         return self._settled.grown(self._mine_then, self.spending(), self._ranks)
 
+    def messages(self) -> list[str]:
+        """Warnings of the sampler's thread since the last call."""
+        return self.devices.sampler.messages()
+
     def missing(self) -> Mapping[str, str]:
         """Why the sampler could not read something, by its name in a ``Reading``."""
         merged: dict[str, str] = {}

@@ -302,14 +302,14 @@ class Tracker:
         if self._resume_after:
             self.resume()
 
-    def evaluate(self, source: str = "given by the loop") -> tuple[dict[str, float], int]:
+    def evaluate(self, source: str = "given by the loop") -> dict[str, float]:
         """Sum the newest evaluation over all processes, without a score. Collective.
 
         Args:
             source: how logits and labels were found, in words.
 
         Returns:
-            What loggers get, by key, and the number of tokens that were counted.
+            What loggers get, by key.
         """
         evaluation, _ = self._exchange(source)
         if evaluation is None:
@@ -317,7 +317,7 @@ class Tracker:
         values = {"perplexity": evaluation.perplexity, **_each_loader(evaluation)}
         values["lscore/validation_tokens"] = float(evaluation.total_tokens)
         prefix = self._options.prefix
-        return {prefix + key: value for key, value in values.items()}, evaluation.total_tokens
+        return {prefix + key: value for key, value in values.items()}
 
     # ------------------------------------------------------------------ the score
 
@@ -359,7 +359,7 @@ class Tracker:
         self._state.logged = {self._options.prefix + key: float(v) for key, v in values.items()}
         if record.score.L is None:
             self.warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
-        for message in segment.devices.sampler.messages():
+        for message in segment.messages():
             self.warn_once(message)
         self._ledger.write(record)
         if running:

@@ -152,7 +152,7 @@ def test_a_missing_perplexity_makes_L_none_and_is_named():
     """Factors alone are no L."""
     score = Formula(D=0.5).score(Measurements())
     assert score.L is None
-    assert score.missing == ("perplexity: unavailable: nobody measured it",)
+    assert score.missing == ("perplexity: unavailable: not measured",)
 
 
 def test_what_is_switched_off_is_never_missing():
@@ -276,7 +276,7 @@ def test_a_measure_of_ones_own_is_charged_by_its_name():
     formula = Formula(A=Factor("batch_size", 32, weight=1.0, c=0, own=True))
     assert formula.score(Measurements(perplexity=5.0, own={"batch_size": 64})).L == 10.0
     missing = formula.score(Measurements(perplexity=5.0)).missing
-    assert missing == ("batch_size: unavailable: nobody measured it",)
+    assert missing == ("batch_size: unavailable: not measured",)
     assert formula.own_measures == ("batch_size",)
     with pytest.raises(ValueError, match="own=True"):
         Factor("batch_size", 32)

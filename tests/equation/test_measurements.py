@@ -140,4 +140,4 @@ def test_why_missing_gives_the_reason_or_says_that_there_is_none():
     """Each missing measure can be explained."""
     m = Measurements(provenance={"energy_kwh": "unavailable: no counter"})
     assert m.why_missing("energy_kwh") == "unavailable: no counter"
-    assert m.why_missing("tokens") == "unavailable: nobody measured it"
+    assert m.why_missing("tokens") == "unavailable: not measured"

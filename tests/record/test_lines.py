@@ -149,7 +149,7 @@ def test_what_is_missing_is_not_written():
     context, line = parts_of(record())
     assert context["measures"] == ["perplexity", "nll", "tokens"]
     assert line["L"] is None
-    assert context["missing"] == ["energy_kwh: unavailable: nobody measured it"]
+    assert context["missing"] == ["energy_kwh: unavailable: not measured"]
 
 
 def test_what_follows_from_another_measure_is_not_written():

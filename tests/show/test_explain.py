@@ -182,7 +182,7 @@ def test_what_idle_time_costs_is_the_factor_beside_that_of_busy_time(price):
 def test_idle_time_that_is_unknown_or_free_is_said():
     """No number is made up."""
     unknown = idle_cost(FORMULA, record(5, 9.0, busy_fraction=None))
-    assert unknown == "Idle time: not known, unavailable: nobody measured it."
+    assert unknown == "Idle time: not known, unavailable: not measured."
     free = Formula(H=Factor("energy_kwh", 1.0))
     assert "cost no L" in idle_cost(free, RUN[0])
     assert "cost no L" in idle_cost(Formula(), RUN[0])
