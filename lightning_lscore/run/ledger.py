@@ -48,7 +48,7 @@ class Ledger:
         if (path := self.path) is None:
             return
         try:
-            state.count_lost(records_since(path, state.id, state.spent.batches))
+            state.count_lost(records_since(path, state.id, state.spending.batches))
         except (OSError, ValueError) as error:
             self._warn(
                 f"cannot tell from {path} what the run lost since its checkpoint ({error}); "

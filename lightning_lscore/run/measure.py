@@ -49,21 +49,21 @@ def together(*parts: Part) -> Measurements:
 
 def everything(
     evaluation: Evaluation | None,
-    spent: Spending,
+    spending: Spending,
     segment: Segment,
     parameters: ParameterCount,
     *,
     steps: int,
     own_values: Mapping[str, float],
 ) -> Measurements:
-    """All that one validation measured; ``evaluation`` and ``spent`` are over all processes."""
+    """All that one validation measured; ``evaluation`` and ``spending`` are over all processes."""
     devices = segment.devices.described
     return together(
         held_out(evaluation),
-        data(spent, steps, spent.epochs if segment.has_epochs else None),
-        model(spent, parameters, segment.flops.convention),
-        time(spent, devices),
-        hardware(spent, devices, segment.missing()),
+        data(spending, steps, spending.epochs if segment.has_epochs else None),
+        model(spending, parameters, segment.flops.convention),
+        time(spending, devices),
+        hardware(spending, devices, segment.missing()),
         own(own_values),
     )
 
@@ -85,20 +85,20 @@ def held_out(evaluation: Evaluation | None) -> Part:
     }
 
 
-def data(spent: Spending, steps: int, epochs: float | None) -> Part:
+def data(spending: Spending, steps: int, epochs: float | None) -> Part:
     """D.
 
     Args:
-        spent: over all processes, since the run began.
+        spending: over all processes, since the run began.
         steps: optimiser steps since the run began.
         epochs: passes over the training set, None if it has no length.
     """
     counted = "measured: counted in the batches, without the padding that an attention_mask shows"
-    tokens, uncounted = _tokens(spent), _uncounted(spent)
+    tokens, uncounted = _tokens(spending), _uncounted(spending)
     return {
         "tokens": _found(tokens, counted, uncounted),
         "samples": _found(
-            None if tokens is None else spent.samples, "measured: counted", uncounted
+            None if tokens is None else spending.samples, "measured: counted", uncounted
         ),
         "steps": _found(steps, "measured: counted by the loop"),
         # A sum over resumes rounds in its last digits, where a run without them does not.
@@ -110,10 +110,10 @@ def data(spent: Spending, steps: int, epochs: float | None) -> Part:
     }
 
 
-def model(spent: Spending, parameters: ParameterCount, convention: str) -> Part:
+def model(spending: Spending, parameters: ParameterCount, convention: str) -> Part:
     """A. ``convention`` says how FLOP were counted, see ``FlopsModel.convention``."""
-    tokens, uncounted = _tokens(spent), _uncounted(spent)
-    flops, how = None if tokens is None else spent.model_flops, f"estimated: {convention}"
+    tokens, uncounted = _tokens(spending), _uncounted(spending)
+    flops, how = None if tokens is None else spending.model_flops, f"estimated: {convention}"
     return {
         "model_flops": _found(flops, how, uncounted),
         "flops_per_token": _found(_ratio(flops, tokens), how, uncounted),
@@ -122,19 +122,19 @@ def model(spent: Spending, parameters: ParameterCount, convention: str) -> Part:
     }
 
 
-def time(spent: Spending, devices: Sequence[OccupiedDevice]) -> Part:
+def time(spending: Spending, devices: Sequence[OccupiedDevice]) -> Part:
     """How long the devices were occupied, what that cost, and what they could have computed."""
     clock = "measured: monotonic clock, validation excluded"
-    tokens, capacity = _tokens(spent), spent.capacity_flops or None
+    tokens, capacity = _tokens(spending), spending.capacity_flops or None
     peaks = " + ".join(dict.fromkeys(device.peak_source for device in devices))
     return {
-        "train_hours": _found(spent.train_seconds / 3600, clock),
-        "wall_hours": _found(spent.wall_seconds / 3600, "measured: monotonic clock"),
+        "train_hours": _found(spending.train_seconds / 3600, clock),
+        "wall_hours": _found(spending.wall_seconds / 3600, "measured: monotonic clock"),
         "device_hours": _found(
-            spent.device_seconds / 3600, f"{clock}; {len(devices)} device(s) now"
+            spending.device_seconds / 3600, f"{clock}; {len(devices)} device(s) now"
         ),
         "cost": _found(
-            None if spent.unpriced_seconds else spent.cost,
+            None if spending.unpriced_seconds else spending.cost,
             f"{clock}; at the price given",
             "no price was given for all of the run; say LScore(price_per_device_hour=...)",
         ),
@@ -143,9 +143,11 @@ def time(spent: Spending, devices: Sequence[OccupiedDevice]) -> Part:
             f"estimated: device time x dense peak ({peaks})",
             f"no time spent yet, or no peak ({peaks})",
         ),
-        "tokens_per_second": _found(_ratio(tokens, spent.train_seconds), clock, _uncounted(spent)),
+        "tokens_per_second": _found(
+            _ratio(tokens, spending.train_seconds), clock, _uncounted(spending)
+        ),
         "mfu": _found(
-            _ratio(None if tokens is None else spent.model_flops, capacity),
+            _ratio(None if tokens is None else spending.model_flops, capacity),
             "estimated: model_flops / capacity_flops",
             "it takes model_flops and capacity_flops",
         ),
@@ -153,20 +155,20 @@ def time(spent: Spending, devices: Sequence[OccupiedDevice]) -> Part:
 
 
 def hardware(
-    spent: Spending, devices: Sequence[OccupiedDevice], missing: Mapping[str, str]
+    spending: Spending, devices: Sequence[OccupiedDevice], missing: Mapping[str, str]
 ) -> Part:
     """H: what the devices did meanwhile.
 
     Args:
-        spent: over all processes, since the run began.
+        spending: over all processes, since the run began.
         devices: those that the run computes on now.
         missing: why the sampler could not read something, by its name in a ``Reading``.
     """
-    totals = spent.hardware
+    totals = spending.hardware
     use = totals.use()
 
     def sampled(seconds: float) -> str:
-        return f"measured: sampled over {_coverage(seconds, spent)}"
+        return f"measured: sampled over {_coverage(seconds, spending)}"
 
     def why(reading: str) -> str:
         return missing.get(reading, "no reading yet")
@@ -178,9 +180,9 @@ def hardware(
         for gauge in GAUGES
     }
     energy = "measured: energy counter" if totals.energy_is_counter else "estimated: from power"
-    energy += f", over {_coverage(totals.energy_known_seconds, spent)}"
+    energy += f", over {_coverage(totals.energy_known_seconds, spending)}"
     no_energy = no_emissions = why("energy_joules")
-    emissions = None if use.energy_kwh is None or spent.unrated_joules else spent.emissions_kg
+    emissions = None if use.energy_kwh is None or spending.unrated_joules else spending.emissions_kg
     if use.energy_kwh is not None:
         no_emissions = (
             "no carbon intensity was given for all of the run; say LScore(carbon_intensity=...)"
@@ -209,19 +211,23 @@ def own(values: Mapping[str, float]) -> Part:
     }
 
 
-def _tokens(spent: Spending) -> int | None:
-    return spent.tokens if not spent.uncounted_batches else None
+def _tokens(spending: Spending) -> int | None:
+    return spending.tokens if not spending.uncounted_batches else None
 
 
-def _uncounted(spent: Spending) -> str:
+def _uncounted(spending: Spending) -> str:
     return (
-        f"no integer tensor in {spent.uncounted_batches} training batch(es); give "
+        f"no integer tensor in {spending.uncounted_batches} training batch(es); give "
         "LScore(count_tokens=function)"
     )
 
 
-def _coverage(seconds: float, spent: Spending) -> str:
-    return f"{seconds / spent.device_seconds:.0%} of device time" if spent.device_seconds else "-"
+def _coverage(seconds: float, spending: Spending) -> str:
+    return (
+        f"{seconds / spending.device_seconds:.0%} of device time"
+        if spending.device_seconds
+        else "-"
+    )
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -19,8 +19,8 @@ class Plan:
     """Whether the learning rate stands still and may decay later: no curve foretells what that
     brings."""
 
-    def batches_in_all(self, spent: Spending) -> float | None:
+    def batches_in_all(self, spending: Spending) -> float | None:
         """Return the micro-batches of each process, if batches hold what they held so far."""
-        if self.tokens is None or not spent.tokens:
+        if self.tokens is None or not spending.tokens:
             return self.batches
-        return self.tokens / spent.tokens * spent.batches
+        return self.tokens / spending.tokens * spending.batches

@@ -41,18 +41,18 @@ def score_run(
         step: optimiser steps so far; None: the batches counted.
         epoch: None: that of the batches counted.
     """
-    spent = state.spent
-    step = spent.batches if step is None else step
+    spending = state.spending
+    step = spending.batches if step is None else step
     measured = measure.everything(
-        evaluation, spent, segment, parameters, steps=step, own_values=own
+        evaluation, spending, segment, parameters, steps=step, own_values=own
     )
     formula = state.settle_formula(parameters, plan)
-    measured = state.progress.take_in(formula, measured, spent.batches)
+    measured = state.progress.take_in(formula, measured, spending.batches)
     return Record(
         run=state.id,
-        batch=spent.batches,
+        batch=spending.batches,
         step=step,
-        epoch=int(spent.epochs) if epoch is None else epoch,
+        epoch=int(spending.epochs) if epoch is None else epoch,
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         measurements=measured,
         score=formula.score(measured),
@@ -61,7 +61,7 @@ def score_run(
         lost_device_hours=state.lost_device_hours,
         prediction=_look_ahead(state, formula, measured, plan),
         devices=segment.devices.described,
-        hardware={key: seen.use() for key, seen in spent.devices.items()},
+        hardware={key: seen.use() for key, seen in spending.devices.items()},
         versions=versions(),
     )
 
@@ -74,4 +74,4 @@ def _look_ahead(
             reason="The learning rate stands still and has a scheduler: its decay may come, and "
             "brings more than the curve so far can tell."
         )
-    return state.progress.forecast(formula, measured, plan.batches_in_all(state.spent))
+    return state.progress.forecast(formula, measured, plan.batches_in_all(state.spending))

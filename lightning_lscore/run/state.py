@@ -26,7 +26,7 @@ class RunState:
     """What one training run keeps from its first step to its last, across resumes."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    spent: Spending = field(default_factory=Spending)
+    spending: Spending = field(default_factory=Spending)
     """By all processes, at their last exchange, in this process and those before."""
     lost_device_hours: float = 0.0
     """Spent in training that was thrown away, see ``Record``; no part of ``spent``."""
@@ -46,9 +46,9 @@ class RunState:
         The plan's tokens, or the batches of the first fit times the tokens of a batch so far.
         """
         if self.formula is None:
-            tokens, planned, spent = plan.tokens, self.planned_batches, self.spent
-            if tokens is None and planned and spent.batches:
-                tokens = planned * spent.tokens / spent.batches
+            tokens, planned, spending = plan.tokens, self.planned_batches, self.spending
+            if tokens is None and planned and spending.batches:
+                tokens = planned * spending.tokens / spending.batches
             self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
         return self.formula
 
@@ -62,21 +62,21 @@ class RunState:
         if not written:
             return
         newest, oldest = written[0], written[-1]
-        if oldest.batch == self.spent.batches:
+        if oldest.batch == self.spending.batches:
             # The checkpoint was saved before the validation of the same batch, which stays in the
             # record: so does the time until then, or a later validation would have spent less.
-            self.spent = self.spent.at_least(oldest.measurements)
-        again = (newest.measurements.device_hours or 0.0) - self.spent.device_seconds / 3600
+            self.spending = self.spending.at_least(oldest.measurements)
+        again = (newest.measurements.device_hours or 0.0) - self.spending.device_seconds / 3600
         # A checkpoint newer than the newest line knows of losses that the line does not.
         lost = newest.lost_device_hours + max(0.0, again)
         self.lost_device_hours = max(self.lost_device_hours, lost)
 
-    def to_dict(self, spent: Spending) -> dict[str, Any]:
+    def to_dict(self, spending: Spending) -> dict[str, Any]:
         """Return the state for a checkpoint, with what was spent up to this moment."""
         return {
             "schema": SCHEMA,
             "run": self.id,
-            "spent": spent.to_dict(),
+            "spent": spending.to_dict(),
             "lost_device_hours": self.lost_device_hours,
             "planned_batches": self.planned_batches,
             "formula": None if self.formula is None else self.formula.to_dict(),
@@ -110,7 +110,7 @@ class RunState:
         same = given is None or given.to_dict() == saved
         return cls(
             id=state["run"],
-            spent=Spending.from_dict(state["spent"]),
+            spending=Spending.from_dict(state["spent"]),
             lost_device_hours=state.get("lost_device_hours", 0.0),
             planned_batches=state["planned_batches"],
             formula=given if given is not None or saved is None else Formula.from_dict(saved),

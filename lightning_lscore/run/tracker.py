@@ -152,7 +152,7 @@ class Tracker:
     def batches(self) -> int:
         """Micro-batches that this process has counted, and those before a resume."""
         segment = self._segment
-        return self._state.spent.batches if segment is None else segment.batches
+        return self._state.spending.batches if segment is None else segment.batches
 
     @property
     def is_training(self) -> bool:
@@ -212,12 +212,12 @@ class Tracker:
         )
         # After an earlier fit processes may differ in what they think the others spent; L must not.
         # And rank 0 alone reads what was lost.
-        state.spent, state.lost_device_hours = processes.gather_objects(
-            (state.spent, state.lost_device_hours)
+        state.spending, state.lost_device_hours = processes.gather_objects(
+            (state.spending, state.lost_device_hours)
         )[0]
         self._segment = Segment(
             devices,
-            before=state.spent,
+            before=state.spending,
             ranks=processes.world_size() // peers(device_mesh),
             counts=counts_here(device_mesh, None),
             batches_per_epoch=batches_per_epoch,
@@ -379,7 +379,7 @@ class Tracker:
         record, formula = self.last_record, self.formula
         if record is None or formula is None:
             return None
-        measured, planned = record.measurements, self.plan.batches_in_all(self._state.spent)
+        measured, planned = record.measurements, self.plan.batches_in_all(self._state.spending)
         ln_T, ln_f = formula.ln_T(measured), formula.ln_price(measured)
         if ln_T is None or ln_f is None:
             return None
@@ -402,7 +402,7 @@ class Tracker:
             said |= {"own": [*own.values()], "spent": segment.numbers(mine)}
         everyone = processes.exchange(said, self.device or torch.device("cpu"))
         if segment is not None and mine is not None:
-            self._state.spent = segment.settle(mine, [one["spent"] for one in everyone])
+            self._state.spending = segment.settle(mine, [one["spent"] for one in everyone])
             own = dict(zip(own, everyone[0]["own"], strict=True))
         if not held_out:
             return None, own
@@ -429,7 +429,7 @@ class Tracker:
     def state_dict(self) -> dict[str, Any]:
         """Return the run's memory up to this moment, in plain values. Not collective."""
         segment = self._segment
-        return self._state.to_dict(self._state.spent if segment is None else segment.total())
+        return self._state.to_dict(self._state.spending if segment is None else segment.total())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint. Call it before training begins.
@@ -458,7 +458,7 @@ class Tracker:
             segment.stop()
             # A GPU that failed cannot be asked for its last counts, and raises again.
             with contextlib.suppress(RuntimeError):
-                self._state.spent = segment.total()
+                self._state.spending = segment.total()
         self._held_out, self._architecture.model = [], None
         self._options.measures.clear()  # type: ignore[attr-defined]  # functions of the loop
 

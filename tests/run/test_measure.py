@@ -50,15 +50,15 @@ SPENT = Spending(
 
 
 def measured(
-    evaluation=EVALUATION, spent=SPENT, *, steps=10, epochs=0.5, devices=(DEVICE, DEVICE),
+    evaluation=EVALUATION, spending=SPENT, *, steps=10, epochs=0.5, devices=(DEVICE, DEVICE),
     missing=None, own=None,
 ):  # fmt: skip
     return measure.together(
         measure.held_out(evaluation),
-        measure.data(spent, steps, epochs),
-        measure.model(spent, PARAMETERS, "6 FLOP per parameter"),
-        measure.time(spent, devices),
-        measure.hardware(spent, devices, missing or {}),
+        measure.data(spending, steps, epochs),
+        measure.model(spending, PARAMETERS, "6 FLOP per parameter"),
+        measure.time(spending, devices),
+        measure.hardware(spending, devices, missing or {}),
         measure.own(own or {}),
     )
 
@@ -103,9 +103,9 @@ def test_measurements_follow_from_what_was_spent():
 NOTHING = Spending()
 CASES = {
     "everything": {},
-    "nothing spent": {"spent": NOTHING},
-    "uncounted batches": {"spent": Spending(batches=2, uncounted_batches=1, train_seconds=1.0)},
-    "no sampler": {"spent": Spending(tokens=5, train_seconds=1.0, device_seconds=1.0)},
+    "nothing spent": {"spending": NOTHING},
+    "uncounted batches": {"spending": Spending(batches=2, uncounted_batches=1, train_seconds=1.0)},
+    "no sampler": {"spending": Spending(tokens=5, train_seconds=1.0, device_seconds=1.0)},
     "no length": {"epochs": None},
     "no tokens": {"evaluation": Evaluation((0.0,), (0,), "logits")},
 }
@@ -114,10 +114,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_measure_says_where_it_came_from_or_why_it_is_missing(case):
     """Measured, estimated or unavailable, each with words, for every measure there is."""
-    case = {"spent": SPENT, **case}
-    if case["spent"].device_seconds == 0:
-        case["spent"] = Spending(
-            **{f: getattr(case["spent"], f) for f in ("tokens", "batches", "uncounted_batches")}
+    case = {"spending": SPENT, **case}
+    if case["spending"].device_seconds == 0:
+        case["spending"] = Spending(
+            **{f: getattr(case["spending"], f) for f in ("tokens", "batches", "uncounted_batches")}
         )
     m = Progress().take_in(Formula(), measured(**case), 1)
     names = {name for name in MEASURES if not name.endswith("_to_level")}
@@ -131,9 +131,9 @@ def test_every_measure_says_where_it_came_from_or_why_it_is_missing(case):
 
 def test_what_is_not_known_is_absent_and_never_zero():
     """A run without device readings, peaks or tokens has no numbers for them."""
-    spent = Spending(batches=4, uncounted_batches=4, train_seconds=10.0, device_seconds=10.0)
+    spending = Spending(batches=4, uncounted_batches=4, train_seconds=10.0, device_seconds=10.0)
     device = replace(DEVICE, peak_flops=None, peak_source="unavailable: unknown device")
-    m = measured(spent=spent, epochs=None, devices=[device])
+    m = measured(spending=spending, epochs=None, devices=[device])
     absent = ["tokens", "samples", "epochs", "model_flops", "capacity_flops", "tokens_per_second"]
     absent += ["mfu", "busy_fraction", "memory_peak_gib", "power_watts", "energy_kwh"]
     absent += ["bits_per_byte", "flops_per_token"]
@@ -145,14 +145,14 @@ def test_what_is_not_known_is_absent_and_never_zero():
 
 def test_what_the_sampler_misses_reaches_the_provenance():
     """Whoever lacks energy reads what the driver said."""
-    spent = Spending(tokens=5, train_seconds=1.0, device_seconds=1.0)
+    spending = Spending(tokens=5, train_seconds=1.0, device_seconds=1.0)
     missing = {
         "busy_fraction": "no NVML",
         "energy_joules": "no counter",
         "power_watts": "no sensor",
         "memory_used_bytes": "no memory",
     }
-    provenance = measured(spent=spent, missing=missing).provenance
+    provenance = measured(spending=spending, missing=missing).provenance
     assert provenance["busy_fraction"] == "unavailable: no NVML"
     assert provenance["energy_kwh"] == "unavailable: no counter"
     assert provenance["power_watts"] == "unavailable: no counter", "it is the energy's mean"
@@ -170,7 +170,9 @@ def test_energy_from_integrated_power_is_called_estimated(estimated, how):
         energy_known_seconds=1.0,
         observed_seconds=3.0,
     )
-    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals}))
+    m = measured(
+        spending=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals})
+    )
     assert m.provenance["energy_kwh"].startswith(how)
     assert "25%" in m.provenance["energy_kwh"]
 
@@ -178,7 +180,9 @@ def test_energy_from_integrated_power_is_called_estimated(estimated, how):
 def test_an_idle_device_is_measured_as_zero_busy():
     """0 from readings is a measurement."""
     totals = Totals(observed_seconds=4.0, busy_known_seconds=4.0)
-    m = measured(spent=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals}))
+    m = measured(
+        spending=Spending(train_seconds=4.0, device_seconds=4.0, devices={"GPU-1": totals})
+    )
     assert m.busy_fraction == 0.0
 
 
@@ -188,8 +192,8 @@ def test_an_idle_device_is_measured_as_zero_busy():
 def test_a_cost_is_known_only_if_all_of_the_time_had_a_price():
     """Part of the cost would be less than the cost."""
     known = {"train_seconds": 10.0, "device_seconds": 10.0, "cost": 3.0}
-    assert measured(spent=Spending(**known)).cost == 3
-    m = measured(spent=Spending(**known, unpriced_seconds=1.0))
+    assert measured(spending=Spending(**known)).cost == 3
+    m = measured(spending=Spending(**known, unpriced_seconds=1.0))
     assert m.cost is None
     assert "price_per_device_hour" in m.provenance["cost"]
 
@@ -197,13 +201,13 @@ def test_a_cost_is_known_only_if_all_of_the_time_had_a_price():
 def test_emissions_are_known_only_if_all_of_the_energy_had_an_intensity():
     seen = Totals(energy_joules=7.2e6, energy_known_seconds=10.0)
     known = {"device_seconds": 10.0, "emissions_kg": 0.8, "devices": {"GPU-1": seen}}
-    m = measured(spent=Spending(**known))
+    m = measured(spending=Spending(**known))
     assert (m.energy_kwh, m.emissions_kg) == (2, 0.8)
     assert m.provenance["emissions_kg"].startswith("measured: energy counter, over 100%")
-    m = measured(spent=Spending(**known, unrated_joules=1.0))
+    m = measured(spending=Spending(**known, unrated_joules=1.0))
     assert m.emissions_kg is None
     assert "carbon_intensity" in m.provenance["emissions_kg"]
-    m = measured(spent=Spending(device_seconds=10.0))
+    m = measured(spending=Spending(device_seconds=10.0))
     assert m.emissions_kg is None
     assert m.provenance["emissions_kg"] == m.provenance["energy_kwh"]
 

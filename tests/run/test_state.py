@@ -54,7 +54,7 @@ SPENT = Spending(
 
 def test_the_formula_is_made_from_the_runs_own_plan():
     """Planned batches times the tokens a batch of all ranks, counted so far."""
-    run = RunState(spent=SPENT, planned_batches=200.0)
+    run = RunState(spending=SPENT, planned_batches=200.0)
     formula = run.settle_formula(PARAMETERS, Plan())
     assert formula == Formula.for_plan(parameters=1000, tokens=80_000)
     assert run.formula is formula
@@ -62,9 +62,9 @@ def test_the_formula_is_made_from_the_runs_own_plan():
 
 def test_a_formula_once_settled_stays():
     """What was spent since, or another plan, changes nothing."""
-    run = RunState(spent=SPENT, planned_batches=200.0)
+    run = RunState(spending=SPENT, planned_batches=200.0)
     formula = run.settle_formula(PARAMETERS, Plan())
-    run.spent, run.planned_batches = SPENT.then(SPENT), 7.0
+    run.spending, run.planned_batches = SPENT.then(SPENT), 7.0
     assert run.settle_formula(PARAMETERS, Plan()) is formula
     given_ = Formula(D=0.5)
     assert (
@@ -74,7 +74,7 @@ def test_a_formula_once_settled_stays():
 
 def test_without_a_plan_the_formula_is_compute_optimal():
     """A run without a finite end is charged against the law."""
-    formula = RunState(spent=SPENT).settle_formula(PARAMETERS, Plan())
+    formula = RunState(spending=SPENT).settle_formula(PARAMETERS, Plan())
     assert formula.D.reference == compute_optimal_tokens(1000)
 
 
@@ -90,7 +90,7 @@ H_AND_D = Formula(D=Factor("tokens", 1e3), H=Factor("capacity_flops", 1e9))
 FORMULAS = st.none() | st.just(H_AND_D) | st.just(Formula(D=0.5, origin="a study"))
 RUNS = st.builds(
     RunState,
-    spent=st.builds(Spending, tokens=st.integers(0, 10**15), train_seconds=st.floats(0, 1e9)),
+    spending=st.builds(Spending, tokens=st.integers(0, 10**15), train_seconds=st.floats(0, 1e9)),
     lost_device_hours=st.floats(0, 1e9),
     planned_batches=st.none() | st.floats(1, 1e9),
     formula=FORMULAS,
@@ -112,7 +112,7 @@ RUNS = st.builds(
 def test_a_run_comes_back_from_a_checkpoint_of_plain_values(run):
     """weights_only loading takes it, and so does JSON; nothing is lost."""
     file = io.BytesIO()
-    torch.save(run.to_dict(run.spent), file)
+    torch.save(run.to_dict(run.spending), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert RunState.from_dict(state, None) == run
@@ -121,15 +121,15 @@ def test_a_run_comes_back_from_a_checkpoint_of_plain_values(run):
 
 def test_a_checkpoint_holds_the_spending_of_its_moment():
     """Not that of the last validation."""
-    run = RunState(spent=SPENT)
+    run = RunState(spending=SPENT)
     now = SPENT.then(SPENT)
-    assert RunState.from_dict(run.to_dict(now), None).spent == now
+    assert RunState.from_dict(run.to_dict(now), None).spending == now
 
 
 def test_a_checkpoint_does_not_change_with_the_run_that_it_was_taken_of():
     """Lightning writes it later, or in a thread."""
     run = RunState(logged={"L": 1.0})
-    state = run.to_dict(run.spent)
+    state = run.to_dict(run.spending)
     run.logged["L"] = 2.0
     assert state["logged"] == {"L": 1.0}
 
@@ -197,8 +197,8 @@ def line(batch, hours, lost=0.0):
 
 def at(batches, hours, lost=0.0):
     """A run that goes on from a checkpoint of so many batches and device hours."""
-    spent = Spending(batches=batches, device_seconds=3600 * hours, train_seconds=3600 * hours)
-    return RunState(spent=spent, lost_device_hours=lost)
+    spending = Spending(batches=batches, device_seconds=3600 * hours, train_seconds=3600 * hours)
+    return RunState(spending=spending, lost_device_hours=lost)
 
 
 @pytest.mark.parametrize(
@@ -214,19 +214,19 @@ def at(batches, hours, lost=0.0):
 )
 def test_what_lies_between_a_checkpoint_and_the_newest_line_is_lost(run, written, lost):
     """On top of what was lost before; the spending that counts stays."""
-    before = run.spent
+    before = run.spending
     run.count_lost(written)
     assert run.lost_device_hours == pytest.approx(lost)
-    assert run.spent == before
+    assert run.spending == before
 
 
 def test_the_validation_at_the_checkpoints_own_batch_stays_and_so_does_its_time():
     """A checkpoint is saved before the validation of its step, which Lightning does not repeat."""
     run = at(10, 1.0)
     run.count_lost([line(14, 1.5), line(10, 1.1)])
-    assert run.spent.device_seconds == run.spent.train_seconds == pytest.approx(1.1 * 3600)
-    assert run.spent.wall_seconds == pytest.approx(2.2 * 3600)
-    assert run.spent.batches == 10
+    assert run.spending.device_seconds == run.spending.train_seconds == pytest.approx(1.1 * 3600)
+    assert run.spending.wall_seconds == pytest.approx(2.2 * 3600)
+    assert run.spending.batches == 10
     assert run.lost_device_hours == pytest.approx(0.4)
 
 
