@@ -160,14 +160,14 @@ def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Re
         while True:
             size = min(4 * size, SEARCHED_BYTES, end)
             file.seek(end - size)
-            lines = file.read(size).split(b"\n")[:-1]  # the last part is a torn line, or empty
+            *lines, torn = file.read(size).split(b"\n")  # a torn last line, or empty
             if size < end:
                 del lines[:1]  # its beginning is further ahead
             found: list[Record] = []
             for i, line in enumerate(reversed(lines)):
                 if i and not any(mark in line for mark in marks):
                     continue
-                record = _take_backwards(file, reader, line)
+                record = _take_backwards(file, reader, line, end - len(torn))
                 if record is not None and record.run == run:
                     found.append(record)
                     if record.batch <= batch:
@@ -176,23 +176,23 @@ def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Re
                 return found
 
 
-def _take_backwards(file: IO[bytes], reader: Reader, line: bytes) -> Record | None:
-    """The record of a line whose context was perhaps not read yet."""
+def _take_backwards(file: IO[bytes], reader: Reader, line: bytes, end: int) -> Record | None:
+    """The record of a line whose context was perhaps not read yet; it lies before ``end``."""
     refers = re.match(rb'{"schema":2,"context":"(\w+)","batch":', line)
     if refers is not None and not reader.knows(refers[1]):
-        context = _find_backwards(file, b'"context":"%s","run":' % refers[1])
+        context = _find_backwards(file, b'"context":"%s","run":' % refers[1], end)
         if context:
             reader.take(context)
     return reader.take(line)
 
 
-def _find_backwards(file: IO[bytes], mark: bytes, block: int = 2**20) -> bytes:
-    """The last line that has ``mark``; empty if there is none."""
-    end = file.seek(0, os.SEEK_END)
+def _find_backwards(file: IO[bytes], mark: bytes, stop: int, block: int = 2**20) -> bytes:
+    """The last line before ``stop`` that has ``mark``; empty if there is none."""
+    end = stop
     while end > 0:
         start = max(0, end - block)
         file.seek(start)
-        at = file.read(end - start + len(mark)).rfind(mark)
+        at = file.read(min(end + len(mark), stop) - start).rfind(mark)
         if at >= 0:
             file.seek(_line_start(file, start + at))
             return file.readline()

@@ -218,6 +218,16 @@ def test_no_file_has_no_lines_and_a_torn_line_is_none(path):
     assert ids(records_since(path, "a", 9)) == [("a", 1)]
 
 
+def test_a_context_that_a_resumed_run_began_to_repeat_hides_none_of_its_lines(path):
+    """A crash at any byte of it: the run goes on again from the lines before."""
+    write(path, record(1), record(2))
+    whole = path.read_bytes()
+    context = whole[: whole.index(b"\n")]
+    for cut in range(len(context) + 1):
+        path.write_bytes(whole + context[:cut])
+        assert ids(records_since(path, "a", 1)) == [("a", 2), ("a", 1)], cut
+
+
 def test_a_last_line_that_is_no_record_is_a_value_error(path):
     """So is one that names the run; what lies further back is nobody's concern."""
     write(path, record(1))
