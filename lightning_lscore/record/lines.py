@@ -41,11 +41,23 @@ _CHANGING = re.compile(r"(?<![\d.])(?:0|[1-9]\d{0,8})(?=%| training batch)")
 def lines_of(record: Record) -> tuple[str, str, str]:
     """Return the hash of the record's context, and the two lines, each with its end."""
     context, validation = split(record)
-    text = _json(context)
-    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    key = _hash(_json(context).encode())
     head = {"schema": SCHEMA, "context": key}
     line = _json({**head, **validation})[:-1]
     return key, _json({**head, **context}) + "\n", f"{line}{checksum(line.encode())}\n"
+
+
+def _hash(context: bytes) -> str:
+    return hashlib.sha256(context).hexdigest()[:12]
+
+
+_HEAD = re.compile(rb'{"schema":2,"context":"([0-9a-f]{12})",(?="run":)')
+
+
+def is_as_written(context: bytes) -> bool:
+    """Return whether the line of a context has the hash that it states."""
+    head = _HEAD.match(context)
+    return head is not None and _hash(b"{" + context[head.end() :].rstrip()) == head[1].decode()
 
 
 def checksum(line: bytes) -> str:

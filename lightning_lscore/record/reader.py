@@ -9,7 +9,7 @@ from functools import partial
 from ..equation.safe_numbers import short
 from . import schema1
 from .context import Context
-from .lines import CHECKSUM_BYTES, SCHEMA, checksum
+from .lines import CHECKSUM_BYTES, SCHEMA, checksum, is_as_written
 from .record import Record
 
 _BEGINNING = re.compile(rb'{"schema":2,"context":"([0-9a-f]{12})","batch":(\d{1,18}),')
@@ -20,6 +20,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._contexts: dict[bytes, Context] = {}
+        self._as_written: set[bytes] = set()  # the contexts of which validations are parsed later
         self._of_schema_1: Record | None = None  # the newest one
 
     def take(self, line: bytes) -> Record | None:
@@ -29,7 +30,7 @@ class Reader:
             ValueError: if the line is neither, or of an unknown schema.
         """
         known = _BEGINNING.match(line)
-        if known is not None and known[1] in self._contexts:
+        if known is not None and known[1] in self._as_written:
             line = line.rstrip()
             if line.endswith(checksum(line[:-CHECKSUM_BYTES]).encode()):
                 context = self._contexts[known[1]]
@@ -51,6 +52,8 @@ class Reader:
                 return self._contexts[key].record(data)
             if key not in self._contexts:
                 self._contexts[key] = Context(data)
+                if is_as_written(line):
+                    self._as_written.add(key)
             return None
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a record: {type(error).__name__}: {error}") from error

@@ -153,6 +153,18 @@ def test_any_bytes_are_records_or_a_value_error(tmp_path_factory, junk, at):
     assert "junk.jsonl, line " in message
 
 
+@pytest.mark.parametrize("spoiled", ['"measures":["nll",', '"hardware":["x",', '"forecast":["x",'])
+def test_a_spoiled_context_is_named_when_its_file_is_read(path, spoiled):
+    """Not later, when somebody looks at a validation that no longer fits it."""
+    write(path, record(1))
+    name = spoiled.partition("[")[0]
+    text = path.read_text()
+    assert name + "[" in text
+    path.write_text(text.replace(name + "[", spoiled, 1))
+    with pytest.raises(ValueError, match=r"lscore\.jsonl, line 2: "):
+        read_records(path)
+
+
 # ---------------------------------------------------------------- resumes
 
 
