@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_utilities.core import rank_zero
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -184,7 +184,7 @@ class LScore(Callback):
             own = {n: partial(f, trainer, pl_module) for n, f in self._options.measures.items()}
             options = {**vars(self._options), "measures": own}
             self._before = self.tracker
-            self.tracker = Tracker(pl_module, warn=rank_zero_warn, **options)
+            self.tracker = Tracker(pl_module, warn=rank_zero_warn, tell=rank_zero_info, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker, before = self._tracker, self._before

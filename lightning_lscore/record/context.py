@@ -43,6 +43,7 @@ class Context:
         """Of the run that the validations belong to."""
         self._formula = dict(data["formula"])
         self._versions = {_word(k): _word(v) for k, v in data["versions"].items()}
+        self._assumptions = {_word(k): _word(v) for k, v in data["assumptions"].items()}
         self._devices = tuple(_device(device) for device in data["devices"])
         self._evaluation = None if data["evaluation"] is None else _set(data["evaluation"])
         self._level = number_or_none(data["level"], "level")
@@ -102,6 +103,7 @@ class Context:
             devices=self._devices,
             hardware=self._used(data.get("hardware", ()), m),
             versions=self._versions,
+            assumptions=self._assumptions,
         )
         return made
 

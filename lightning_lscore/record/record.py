@@ -52,6 +52,8 @@ class Record:
     """What each device did in training since the run began, by its key; also of the devices that
     the run computed on before a resume."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    assumptions: Mapping[str, str] = field(default_factory=dict)
+    """What LScore took for granted about the loop, by subject: its plan, its tokens, its labels."""
 
     @classmethod
     def parsed_later(cls, run: str, batch: int, parse: Callable[[], Record]) -> Record:

@@ -26,6 +26,7 @@ def score_run(
     plan: Plan,
     *,
     own: Mapping[str, float],
+    assumptions: Mapping[str, str],
     step: int | None,
     epoch: int | None,
 ) -> Record:
@@ -38,6 +39,7 @@ def score_run(
         parameters: of the whole model.
         plan: as known now.
         own: the user's own measures.
+        assumptions: what was taken for granted about the loop, by subject.
         step: optimiser steps so far; None: the batches counted.
         epoch: None: that of the batches counted.
     """
@@ -63,6 +65,7 @@ def score_run(
         devices=segment.devices.described,
         hardware={key: seen.use() for key, seen in spending.devices.items()},
         versions=versions(),
+        assumptions=dict(assumptions),
     )
 
 

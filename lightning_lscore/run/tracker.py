@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import warnings
@@ -59,6 +60,8 @@ class Tracker:
         precision: of the matrix products, as the Trainer and Fabric name it, such as
             ``"bf16-mixed"``: peaks are those of this precision.
         warn: called with each warning, once. Default: :func:`warnings.warn` on rank 0.
+        tell: called with each assumption about the loop, once. Default: the logger
+            ``lightning_lscore`` at level INFO, on rank 0.
 
     Raises:
         ValueError: for arguments that make no sense.
@@ -95,6 +98,7 @@ class Tracker:
         precision: str = "32-true",
         prefix: str = "",
         warn: Callable[[str], None] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self._options = Options(
             formula=formula,
@@ -126,6 +130,8 @@ class Tracker:
         self._resume_after = False  # the evaluation
         self._warn = warn or _warn_on_rank_0
         self._warned: set[str] = set()
+        self._tell = tell or _tell_on_rank_0
+        self._assumed: dict[str, str] = {}
         self._ledger = Ledger(prefix, self.warn_once)
         self.directory = directory
 
@@ -351,6 +357,7 @@ class Tracker:
             self._architecture.parameters,
             self.plan,
             own=own,
+            assumptions=self._assumed,
             step=step,
             epoch=epoch,
         )
@@ -462,6 +469,17 @@ class Tracker:
         self._held_out, self._architecture.model = [], None
         self._options.measures.clear()  # type: ignore[attr-defined]  # functions of the loop
 
+    def assume(self, subject: str, how: str) -> None:
+        """Tell and record what is taken for granted about the loop, once for each change.
+
+        Args:
+            subject: of the assumption, such as ``"plan"``, ``"tokens"`` or ``"labels"``.
+            how: it was found, and the argument that overrides it.
+        """
+        if self._assumed.get(subject) != how:
+            self._assumed[subject] = how
+            self._tell(f"LScore {subject}: {how}")
+
     def warn_once(self, message: str) -> None:
         """Warn, but not again of the same."""
         if message not in self._warned:
@@ -478,6 +496,11 @@ def _each_loader(evaluation: Evaluation | None) -> dict[str, float]:
 def _device_of(model: nn.Module | None) -> torch.device:
     parameters = () if model is None else model.parameters()
     return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def _tell_on_rank_0(message: str) -> None:
+    if processes.rank() == 0:
+        logging.getLogger("lightning_lscore").info(message)
 
 
 def _warn_on_rank_0(message: str) -> None:

@@ -349,7 +349,7 @@ def test_lines_of_one_run_share_what_is_equal(path):
     write(path, replace(changed, measurements=Measurements(tokens=1, provenance=provenance)))
     a, b, c = read_records(path)
     assert a.run is b.run is c.run
-    for name in ("formula", "evaluation", "devices", "versions"):
+    for name in ("formula", "evaluation", "devices", "versions", "assumptions"):
         assert getattr(a, name) is getattr(b, name)
     assert a.measurements.provenance is b.measurements.provenance
     assert (c.evaluation, c.versions) == (changed.evaluation, changed.versions)

@@ -62,6 +62,7 @@ def any_record(draw):
         evaluation=held_out(source=draw(st.text()), perplexities=(draw(NUMBERS),)),
         hardware=draw(st.dictionaries(st.text(), USES, max_size=2)),
         versions={"torch": draw(st.text())},
+        assumptions=draw(st.dictionaries(st.text(), WORDS, max_size=2)),
     )
 
 

@@ -317,6 +317,24 @@ def test_a_record_that_cannot_be_written_costs_a_warning_not_the_run(make, tmp_p
         tracker.score()
 
 
+def test_an_assumption_is_told_once_and_recorded(make, tmp_path):
+    told = []
+    tracker = make(BY_TOKENS, directory=tmp_path, tell=told.append, warn=told.append)
+    with tracker.training():
+        tracker.count(tokens=8)
+    for how in ("4 batches", "4 batches", "5 batches"):
+        tracker.assume("plan", how)
+    assert told == ["LScore plan: 4 batches", "LScore plan: 5 batches"]
+    tracker.score()
+    assert read_records(tmp_path)[-1].assumptions["plan"] == "5 batches"
+
+
+def test_an_assumption_goes_to_the_log_of_the_package(make, caplog):
+    with caplog.at_level("INFO", logger="lightning_lscore"):
+        make(BY_TOKENS).assume("plan", "4 batches")
+    assert caplog.messages == ["LScore plan: 4 batches"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
