@@ -22,7 +22,8 @@ from .equation.formula import Formula
 from .heldout.capture import Capture
 from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
-from .plan import RateWatch, planned_batches
+from .plan import planned_batches
+from .rates import RateWatch
 from .record.record import Record
 from .run.options import Options, expect
 from .run.own_measures import OwnMeasure

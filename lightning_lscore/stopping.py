@@ -16,7 +16,7 @@ from torch import Tensor
 from .callback import Callback, LScore
 from .curve.patience import Patience, Verdict
 from .equation.safe_numbers import exp
-from .plan import learning_rates
+from .rates import learning_rates
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 
