@@ -27,6 +27,7 @@ from .alignment import Alignment, shift
 from .held_out import HeldOut
 from .hidden_nll import hidden_nll
 from .listening import Call, LanguageModel
+from .nothing_found import nothing_found
 from .step import Step
 from .ways import (
     LogitsAndLabels,
@@ -34,7 +35,6 @@ from .ways import (
     by_function,
     by_loss,
     by_outputs,
-    nothing_found,
 )
 
 

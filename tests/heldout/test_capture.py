@@ -16,6 +16,7 @@ from torch import nn
 from lightning_lscore import LScore
 from lightning_lscore.heldout import hidden_nll
 from lightning_lscore.heldout.capture import Capture
+from lightning_lscore.heldout.nothing_found import NoLanguageModel
 from lightning_lscore.heldout.perplexity import Perplexity
 
 
@@ -703,7 +704,7 @@ def test_pairs_that_are_something_else_are_not_taken_for_logits():
     (batch,) = loader(4)
     states = torch.zeros(4, 12, 16)
     for outputs in ((states, states), (states,), states, (states, batch["labels"], 3)):
-        with pytest.raises(ValueError, match="found no logits and labels"):
+        with pytest.raises(NoLanguageModel, match="found no logits and labels"):
             captured(outputs, batch)
 
 
