@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .callback import Callback, LScore
 from .curve.patience import Patience, Verdict
-from .equation.safe_numbers import exp
+from .equation.safe_numbers import exp, percent, readable
 from .rates import learning_rates
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
@@ -47,7 +47,8 @@ class CostEarlyStopping(EarlyStopping, Callback):
         check_finite: whether to stop as soon as L is NaN or infinite.
         stopping_threshold: stop as soon as L is lower.
         divergence_threshold: stop as soon as L is higher.
-        check_on_train_epoch_end: whether to stop only where a training epoch ends.
+        check_on_train_epoch_end: whether to stop only where a training epoch ends. Default: only
+            where each epoch ends with the one validation that it has.
         log_rank_zero_only: whether only rank 0 prints what ``verbose`` enables.
 
     Raises:
@@ -96,6 +97,9 @@ class CostEarlyStopping(EarlyStopping, Callback):
         self._fitting = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._check_on_train_epoch_end is None and isinstance(trainer.val_check_interval, int):
+            # Lightning takes 1, which is every batch, for 1.0, which is every epoch.
+            self._check_on_train_epoch_end = False
         super().setup(trainer, pl_module, stage)
         self._fitting = stage == "fit"
         if self._fitting:
@@ -184,15 +188,16 @@ def _sentence(verdict: Verdict, best: dict[str, Any] | None, now: dict[str, Any]
     if best is None:  # L never was a finite number
         return f"Stopped at step {now['step']}: {verdict.reason}"
     spent = [name for name in ("tokens", "device time") if best[name] and now[name]]
-    more = " and ".join(f"{_percent(now[x] / best[x] - 1)} more {x}" for x in spent)
-    change = exp(now["ln_T"] - best["ln_T"]) - 1
+    more = " and ".join(f"{percent(now[x] / best[x] - 1)} more {x}" for x in spent)
     return (
-        f"Stopped at step {now['step']}: since the best L ({best['L']:.4f} at step {best['step']}) "
-        f"{more or 'more spending'}, priced at {_percent(exp(verdict.paid) - 1)} of L, "
-        f"{'lowered' if change < 0 else 'raised'} perplexity by {_percent(abs(change))}. "
-        f"{verdict.reason}"
+        f"Stopped at step {now['step']}: since the best L ({readable(best['L'])} at step "
+        f"{best['step']}) {more or 'more spending'}, priced at {percent(exp(verdict.paid) - 1)} of "
+        f"L, {_effect(now['ln_T'] - best['ln_T'])}. {verdict.reason}"
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.{0 if share >= 0.1 else 2}f} %"
+def _effect(change: float) -> str:
+    """What a change of ln T did to the perplexity."""
+    if not math.isfinite(change):
+        return f"made perplexity {'NaN' if math.isnan(change) else 'infinite'}"
+    return f"{'lowered' if change < 0 else 'raised'} perplexity by {percent(abs(exp(change) - 1))}"

@@ -861,7 +861,8 @@ def test_each_fault_on_the_page_names_a_test_that_exists():
     page = (HERE.parent / "docs" / "reliability.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     named = [re.findall(r"`(test_\w+)::(test_\w+)`", row) for row in rows]
-    assert sum(not names for names in named) == 3, "the heads of three tables"
+    heads = [row for row in rows if row.startswith("| what | what LScore does | shown by |")]
+    assert sum(not names for names in named) == len(heads) > 0
     for name, test in (name for names in named for name in names):
         (file,) = HERE.rglob(f"{name}.py")
         assert f"def {test}(" in file.read_text(), test

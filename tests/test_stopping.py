@@ -53,9 +53,9 @@ class Scripted(PlainLM):
         n = self.global_step // STEPS - 1
         loss = self.losses[max(0, min(n, len(self.losses) - 1))]
         # A logit a for the next token and 0 for all others cost -a + ln(e^a + V - 1).
-        a = math.nan if math.isnan(loss) else math.log((VOCABULARY - 1) / math.expm1(loss))
+        a = math.log(VOCABULARY - 1) - loss - math.log1p(-math.exp(-loss))
         targets = batch["labels"].roll(-1, dims=1)
-        logits = a * torch.nn.functional.one_hot(targets, VOCABULARY).float()
+        logits = torch.where(torch.nn.functional.one_hot(targets, VOCABULARY) > 0, a, 0.0)
         return {"logits": logits, "labels": batch["labels"]}
 
     def configure_optimizers(self):
@@ -266,6 +266,26 @@ def test_it_says_why_in_spending_and_perplexity(fit, caplog):
         assert stopping.stopping_reason.name == "PATIENCE_EXHAUSTED"
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (math.nan, "made perplexity NaN. No better L"),
+        (math.inf, "made perplexity infinite. No better L"),
+        (600.0, "raised perplexity by more than 1,000,000 %. No better L"),
+    ],
+)
+def test_it_says_so_in_few_digits_whatever_became_of_perplexity(last, expected, fit):
+    """No sentence holds a number of 300 digits, or "nan %"."""
+    stopping = CostEarlyStopping(certainty=0, check_finite=False)
+    fit(Scripted(3.0, last), stopping)
+    assert expected in stopping.stopping_reason_message
+    assert max(map(len, stopping.stopping_reason_message.split())) < 20
+    stopping = CostEarlyStopping(certainty=0)
+    huge = {"D": 1e300, "H": Factor("tokens", 96, 0.02)}
+    fit(Scripted(3.0), stopping, formula=Formula(**huge))
+    assert "since the best L (2.009e+301 at" in stopping.stopping_reason_message
+
+
 def test_verbose_says_at_each_validation_why_the_run_goes_on(fit, caplog):
     stopping = CostEarlyStopping(verbose=True, certainty=0)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
@@ -415,6 +435,14 @@ def test_a_missing_l_is_an_error_if_strict(fit):
     with pytest.warns(UserWarning, match="has no L"):
         assert fit(Scripted(3.0), stopping, formula=missing, max_epochs=4) == 4
     assert stopping.verdict is None
+
+
+@pytest.mark.parametrize(("interval", "batches"), [(1, 8), (1.0, 1)])
+def test_it_stops_at_any_validation_unless_told_otherwise(interval, batches, trainer):
+    """Lightning takes an interval of one batch, 1, for that of one epoch, 1.0."""
+    t = trainer(CostEarlyStopping(), LScore(BY_TOKENS), max_epochs=9, val_check_interval=interval)
+    t.fit(Scripted(3.0), loader(4 * batches), loader(4, seed=1))
+    assert t.global_step == 3
 
 
 @pytest.mark.parametrize("at_epoch_end", [None, True, False])

@@ -21,6 +21,10 @@ NOISE_WINDOW = 20
 """How many second differences of ln T the noise is estimated from: enough for a steady median, few
 enough to follow a curve whose noise shrinks while the learning rate decays."""
 
+HISTORY = 512
+"""Of the validations that the outlook looks back on, a checkpoint keeps so many in a plan at most: a
+point between two of them is interpolated."""
+
 _SIGMA = 0.6745 * math.sqrt(6)
 """Median of |second difference| of independent normal noise, in its standard deviations: the second
 difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
@@ -210,7 +214,10 @@ class Patience:
         then = 2 * spent - planned
         while len(past) > 1 and past[1][0] <= then:
             past.pop(0)
-        self._history = past = [*past, [spent, ln_T]]
+        far_enough = not past or spent - past[-1][0] >= planned / HISTORY
+        self._history, past = past, [*past, [spent, ln_T]]
+        if far_enough:
+            self._history = past
         if not past[0][0] <= then < spent:
             return None
         (a, before), (b, after) = past[0], past[1]

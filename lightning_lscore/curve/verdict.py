@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..equation.safe_numbers import percent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -59,4 +61,4 @@ def reason_of(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, wh
 
 
 def _percent(nats: float) -> str:
-    return f"{100 * math.expm1(min(nats, 700.0)):.2f} %"
+    return percent(math.expm1(min(nats, 700.0)), decimals=2)

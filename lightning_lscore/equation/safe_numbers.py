@@ -44,6 +44,29 @@ def short(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
+def readable(value: float) -> str:
+    """Return a number for a sentence or a table, with four decimals unless it is very large."""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def percent(share: float, decimals: int | None = None) -> str:
+    """Return a share in percent, in few characters whatever it is.
+
+    Args:
+        share: 0.01 is 1 %.
+        decimals: Default: 2 below 10 %, 0 from there.
+
+    >>> percent(0.0123), percent(0.5), percent(1e300), percent(math.nan)
+    ('1.23 %', '50 %', 'more than 1,000,000 %', 'an unknown share')
+    """
+    if math.isnan(share):
+        return "an unknown share"
+    if share > 1e4:
+        return "more than 1,000,000 %"
+    decimals = (0 if share >= 0.1 else 2) if decimals is None else decimals
+    return f"{100 * share:.{decimals}f} %"
+
+
 def exp(nll: float) -> float:
     """Return e to the power ``nll``; infinity beyond a float, where ``math.exp`` raises."""
     try:

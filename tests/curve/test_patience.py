@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.patience import NOISE_WINDOW, Patience
+from lightning_lscore.curve.patience import HISTORY, NOISE_WINDOW, Patience
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
@@ -299,3 +299,16 @@ def test_the_state_is_plain_and_bounded():
     state = patience.state_dict()
     assert len(state["recent"]) == NOISE_WINDOW + 2
     assert {type(v) for v in state.values()} <= {int, float, list, type(None)}
+
+
+def test_of_a_long_stretch_a_checkpoint_keeps_a_bounded_part():
+    """The outlook at any time is that of the whole curve, however often a run validates."""
+    patience, planned = Patience(), 20_000
+    for spent in range(1, planned):
+        verdict = patience.update(
+            ln_T=3 + spent**-0.5, ln_f=0.0, spent=spent, planned=planned, ln_f_at_end=0.0
+        )
+        assert len(patience.state_dict()["history"]) <= HISTORY + 1
+        if spent in (12_000, 15_000, 19_999):
+            then = 2 * spent - planned
+            assert verdict.outlook == pytest.approx(then**-0.5 - spent**-0.5, rel=1e-3, abs=1e-8)
