@@ -15,9 +15,9 @@ _OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
 TRAINING_TIME = ("train_hours", "device_hours", "cost", "capacity_flops")
 
 DEFAULT_WEIGHT = 0.025
-"""Weight of each factor in the default formula. Tokens and time together weigh 0.05: twice both
-must buy 1 - 2^-0.05 = 3.4 % lower perplexity, the compute-optimal rate of a model of about 12B
-parameters (from the law in Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102)."""
+"""Weight of each factor in the default formula. Tokens and time together weigh 0.05, the elasticity
+of perplexity on the compute-optimal frontier of a model of about 12B parameters (from the law in
+Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Factor:
 
     ========= =================================================================================
     x         the measure in units of ``reference``; f(1) = 1, below it f < 1, above it f > 1
-    w         ``weight``: d ln f / d ln x at the reference. "Doubling x must buy about
-              1 - 2^-w lower perplexity." 0 switches the factor off
+    w         ``weight``: d ln f / d ln x at the reference. 0 switches the factor off. What doubling
+              x must buy is 1 - f(x)/f(2·x), see :meth:`doubling`: 1 - 2^-w where c = 0, else less
+              before the reference and more after it
     c         softness at small x. 0 is the plain power x^w of MnasNet (Tan et al. 2019,
               https://arxiv.org/abs/1807.11626); 1 keeps f from going to 0 with x, or the first
               validation of a run would be its best merely because little was spent
@@ -119,6 +120,15 @@ class Factor:
         # log1p is exact near the reference and for large c, log where x is tiny.
         ln = math.log1p(step) if step > -0.5 else math.log((self.c + x) / (self.c + 1))
         return self.weight * (1 + self.c) * ln
+
+    def doubling(self, x: float) -> float:
+        """Return ln f(2·x) - ln f(x), by which ln T must fall when x doubles or L rises.
+
+        >>> charges = Factor("tokens", reference=1e9, weight=0.05)
+        >>> [f"{-math.expm1(-charges.doubling(x)):.2%}" for x in (0.1, 0.5, 1.0)]
+        ['0.87%', '2.84%', '3.97%']
+        """
+        return self.ln_f(2 * x) - self.ln_f(x) if x > 0 else 0.0
 
     def f(self, x: float) -> float:
         """Return f at x = measure / reference >= 0."""

@@ -16,10 +16,15 @@ from . import formula_json
 from .any_factor import AnyFactor, checked_factor, f_of, ln_f_of
 from .baseline import Baseline, charge_nothing_at, open_baseline
 from .factor import DEFAULT_WEIGHT, Factor
-from .law import compute_optimal_tokens, frontier_elasticity, planned_capacity_flops
+from .law import (
+    compute_optimal_tokens,
+    frontier_elasticity,
+    planned_capacity_flops,
+    serving_share,
+)
 from .measurements import Measurements
 from .measures import NOMINAL_BYTES
-from .safe_numbers import short
+from .safe_numbers import as_number, short
 from .score import Score
 
 _PERPLEXITIES = ("perplexity", "nominal_perplexity")
@@ -170,10 +175,11 @@ class Formula:
 
     @classmethod
     def for_plan(cls, *, parameters: int, tokens: float | None = None) -> Formula:
-        """Return the default formula of a run: at the end of its plan L is the perplexity.
+        """Return the default formula of a run, whose references are its own plan.
 
-        That holds if every parameter is trained and the machine runs at 40 % of its peak. A cheaper
-        run scores below its perplexity and a dearer one above.
+        At the end of its plan L is the perplexity if the machine ran at 40 % of its peak and every
+        parameter was trained. It serves decisions within a run. Across runs with different plans
+        its L says nothing: each ends near its perplexity, whatever it spent.
 
         Args:
             parameters: all parameters of the model, trainable or not.
@@ -184,29 +190,79 @@ class Formula:
         if not tokens:
             tokens = compute_optimal_tokens(parameters)
             origin = f"no finite plan: the compute-optimal {tokens:.4g} tokens"
-        return cls._of_plan(parameters, tokens, DEFAULT_WEIGHT, origin)
+        w = DEFAULT_WEIGHT
+        # c = 1 for A too: what a run trains of its model hardly changes what a step costs.
+        return cls._of_plan(parameters, tokens, (w, w, w), origin, c_A=1.0)
 
     @classmethod
     def for_model(cls, parameters: float) -> Formula:
         """Return the formula for pre-training a model of this size from scratch.
 
         References are the compute-optimal tokens and the capacity that they take at 40 % of the
-        peak. Each weight is half of :func:`frontier_elasticity`. Such weights stop a run that
-        starts from a trained model at once, since it improves by less: use the default there.
+        peak. Each weight is half of :func:`frontier_elasticity`. The law's optimum under this
+        formula is its own reference, by construction: the formula turns a budget into exchange
+        rates, and cannot tell how large a budget should be. Such weights stop a run that starts
+        from a trained model at once, since it improves by less: use the default there.
 
         >>> round(Formula.for_model(1e8).D.weight, 4)
         0.1383
         """
-        tokens = compute_optimal_tokens(parameters)
-        origin = f"the scaling law for {parameters:.4g} parameters"
-        return cls._of_plan(parameters, tokens, frontier_elasticity(parameters) / 2, origin)
+        return cls._of_law(parameters, 0.0, f"the scaling law for {parameters:.4g} parameters")
 
     @classmethod
-    def _of_plan(cls, parameters: float, tokens: float, weight: float, origin: str) -> Formula:
+    def for_serving(cls, parameters: float, *, tokens_served: float) -> Formula:
+        """Return the formula of a model that will serve: compute of training and serving together.
+
+        A model of N parameters that is trained on D tokens and then reads or writes S tokens takes
+        6·N·D + 2·N·S FLOP in its life. Where perplexity is lowest for that compute, a smaller
+        model is trained for longer, and 1 % more parameters buy 1 + S/(3·D) times what 1 % more
+        tokens buy. The references are that optimum for N, and the weights its exchange rates, so
+        parameters weigh more and tokens less than under :meth:`for_model`, which this is at S = 0.
+
+        Args:
+            parameters: N, of the model.
+            tokens_served: S, tokens in and out over the model's life, >= 0.
+
+        Raises:
+            ValueError: for a number of tokens that is negative or not finite.
+
+        References:
+            Sardana et al. 2024, https://arxiv.org/abs/2401.00448, section 2, for the compute.
+
+        >>> formula = Formula.for_serving(1e9, tokens_served=1e12)
+        >>> f"{formula.D.reference:.2g}", round(formula.A.weight / formula.D.weight, 1)
+        ('2.4e+11', 3.8)
+        """
+        served = as_number(tokens_served)
+        if served is None or not 0 <= served < math.inf:
+            raise ValueError(
+                f"tokens_served: expected a finite number >= 0, got {short(tokens_served)}."
+            )
+        origin = f"the scaling law for {parameters:.4g} parameters that serve {served:.4g} tokens"
+        return cls._of_law(parameters, served, origin)
+
+    @classmethod
+    def _of_law(cls, parameters: float, served: float, origin: str) -> Formula:
+        tokens = compute_optimal_tokens(parameters, served)
+        e_N = frontier_elasticity(parameters)
+        e_D = e_N / serving_share(tokens, served)
+        w_H = e_D / 2  # device time goes as N·D, so it takes from both; e_D is the smaller
+        return cls._of_plan(parameters, tokens, (e_D - w_H, e_N - w_H, w_H), origin)
+
+    @classmethod
+    def _of_plan(
+        cls,
+        parameters: float,
+        tokens: float,
+        weights: tuple[float, float, float],
+        origin: str,
+        c_A: float = 0.0,
+    ) -> Formula:
+        w_D, w_A, w_H = weights
         return cls(
-            D=Factor("tokens", tokens, weight),
-            A=Factor("trainable_parameters", parameters, weight),
-            H=Factor("capacity_flops", planned_capacity_flops(parameters, tokens), weight),
+            D=Factor("tokens", tokens, w_D),
+            A=Factor("trainable_parameters", parameters, w_A, c_A),
+            H=Factor("capacity_flops", planned_capacity_flops(parameters, tokens), w_H),
             origin=origin,
         )
 
@@ -233,6 +289,11 @@ class Formula:
         return replace(formula, **factors, origin=origin)
 
     # ------------------------------------------------------------------ JSON
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits, equal for formulas that give every run the same L."""
+        return formula_json.id_of(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the formula as JSON types. A function becomes its name, which cannot be read."""

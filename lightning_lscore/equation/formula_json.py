@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,12 @@ from .factor import Factor
 from .safe_numbers import short
 
 SCHEMA = 1
+
+
+def id_of(data: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that tell a formula's JSON from others; its origin is apart."""
+    charged = {name: value for name, value in data.items() if name != "origin"}
+    return hashlib.sha256(json.dumps(charged, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def to_json(T: str, origin: str, factors: Mapping[str, AnyFactor]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 # loss = E + A / N^alpha + B / D^beta for N parameters and D tokens: the constants that Besiroglu et
 # al. 2024 (https://arxiv.org/abs/2404.10102) fitted to the runs of Hoffmann et al. 2022.
 LAW_A, LAW_B, LAW_ALPHA, LAW_BETA = 482.01, 2085.43, 0.3478, 0.3658
@@ -18,17 +20,37 @@ SMALLEST_MODEL = 1e7
 """Parameters below which :func:`frontier_elasticity` stays constant."""
 
 
-def compute_optimal_tokens(parameters: float) -> float:
-    """Return the training tokens D* at which more data and more parameters buy equally much.
+def compute_optimal_tokens(parameters: float, served: float = 0.0) -> float:
+    """Return the training tokens D* of the lowest loss for the compute of training and serving.
 
-    D* solves beta·B·D^-beta = alpha·A·N^-alpha, the optimum at fixed compute of the scaling law
-    loss = E + A/N^alpha + B/D^beta (constants of Besiroglu et al. 2024).
+    D* solves beta·B·D^-beta·(1 + S/(3·D)) = alpha·A·N^-alpha, the optimum of the scaling law
+    loss = E + A/N^alpha + B/D^beta (constants of Besiroglu et al. 2024) at fixed 6·N·D + 2·N·S.
+
+    Args:
+        parameters: N.
+        served: S, the tokens that the model reads and writes after training.
 
     >>> f"{compute_optimal_tokens(1e9):.1e}"
     '2.3e+10'
     """
     ratio = LAW_BETA * LAW_B / (LAW_ALPHA * LAW_A)
-    return float((ratio * max(parameters, 1) ** LAW_ALPHA) ** (1 / LAW_BETA))
+    alone = float((ratio * max(parameters, 1) ** LAW_ALPHA) ** (1 / LAW_BETA))
+    low, high = alone, alone * serving_share(alone, served) ** (1 / LAW_BETA)
+    while high > low * (1 + 1e-13):  # the more tokens, the less serving weighs: one crossing
+        middle = math.sqrt(low * high)
+        if middle < alone * serving_share(middle, served) ** (1 / LAW_BETA):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def serving_share(tokens: float, served: float) -> float:
+    """Return 1 + S/(3·D), the compute of training and serving over that of training.
+
+    Training takes 6 FLOP per parameter and token, serving 2 (Kaplan et al. 2020).
+    """
+    return 1 + served / (FLOPS_PER_PARAMETER / 2 * tokens)
 
 
 def frontier_elasticity(parameters: float) -> float:

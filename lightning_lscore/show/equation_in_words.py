@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 from ..equation.any_factor import AnyFactor
 from ..equation.factor import TRAINING_TIME, Factor
 from ..equation.formula import Formula
+from ..equation.law import PLANNED_MFU
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
-from .cells import adding_up, amount, bought, columns
+from .cells import adding_up, amount, columns
 
 _LETTERS = {
     "T": "held-out text: how well the model predicts it",
@@ -31,12 +33,18 @@ Each factor charges for one measure x, in units of a reference:
     f(x) = ((c + x)/(c + 1)) ^ (w·(1 + c))
 
 f(1) = 1: at its reference a measure charges nothing; below it f < 1, above it f > 1. The weight w
-is an exchange rate: doubling x must buy about 1 - 2^-w lower perplexity, or L rises. c = 0 is a
-plain power, for what is fixed by the model; c = 1, for what grows during a run, keeps the first
-validation from looking best merely because little was spent. At w = 0 a factor is off.
+is an exchange rate: doubling x must buy 1 - f(x)/f(2x) lower perplexity, or L rises. c = 0 is a
+plain power, for what is fixed by the model: 1 - 2^-w from any x. c = 1, for what grows during a
+run, charges a doubling less before the reference and more after it, or the first validation would
+look best merely because little was spent. At w = 0 a factor is off.
 """
 
-SIZES = (1e7, 1e8, 1e9, 1e10)  # of the table of rates  # of the table of rates
+SIZES = (1e7, 1e8, 1e9, 1e10)  # of the table of rates
+OWN_PLAN = """\
+The references are this run's own plan: at the end of any plan L is about the perplexity, however
+much was spent, so L of runs with other plans does not compare. To compare runs freeze one formula,
+Formula.from_record("RUN").save("study.json"), and give it to each: LScore("study.json").
+"""
 
 
 def overview(formula: Formula | None = None) -> str:
@@ -54,17 +62,26 @@ def overview(formula: Formula | None = None) -> str:
     else:
         plan = Formula.for_plan(parameters=int(SIZES[1]))
         lines = [
-            "Without a formula of one's own the reference is the run's own plan, and L is the",
-            f"perplexity at its end. Every weight is {_weight(plan.D):g}: twice the tokens and the",
-            f"time must buy {_must_buy(plan, 'DH')} lower perplexity, whatever the model.",
+            _wrapped(
+                "Without a formula of one's own the references are the run's own plan, and L is the "
+                f"perplexity at its end if the machine ran at {100 * PLANNED_MFU:g} % of its peak. "
+                f"Every weight is {_weight(plan.D):g}, whatever the model. "
+                f"{_doubling(plan, 'DH', 'the data and the time')} Such values of L do not compare "
+                "across runs with other plans."
+            ),
             "",
-            "By the scaling law, for pre-training from scratch (Formula.for_model), doubling the",
-            "parameters, and so the time, must buy",
+            _wrapped(
+                "By the scaling law, for pre-training from scratch (Formula.for_model), doubling "
+                "the parameters from the reference, and so the time, must buy as follows. The "
+                "law's optimum under such a formula is its own reference: the law turns a budget "
+                "into exchange rates, and cannot say how large a budget should be."
+            ),
             "",
         ]
         for size in SIZES:
             law = Formula.for_model(size)
-            lines.append(f"    {_must_buy(law, 'AH'):>7} lower perplexity at {size:.0e} parameters")
+            rate = percent(must_buy(law, "AH"))
+            lines.append(f"    {rate:>7} lower perplexity at {size:.0e} parameters")
         rates = "\n".join(lines) + "\n"
     return "\n".join(
         [_EQUATION, *letters, "", _FACTOR, rates, worked_example(20, 0.95, 0.90, 0.85)]
@@ -116,14 +133,55 @@ def exchange_rates(formula: Formula) -> str:
             rows.append(
                 (f"   {x}", f"{factor:g}" if isinstance(factor, float) else "a function", *[""] * 5)
             )
-    lines = [f"The rates of this formula ({formula.origin}):", "", *columns(rows, left=2), ""]
+    lines = [
+        f"The rates of formula {formula.id} ({formula.origin}):",
+        "",
+        *columns(rows, left=2),
+        "",
+    ]
     H = formula.H
     time = " and the time" if isinstance(H, Factor) and H.measure in _TIMES else ""
     for letters, what in (("DH", f"the data{time}"), ("AH", f"the size{time}")):
         if _weight(getattr(formula, letters[0])) and _weight(H):
-            rate = _must_buy(formula, letters)
-            lines.append(f"Doubling {what} must buy {rate} lower perplexity.")
+            lines.append(_wrapped(_doubling(formula, letters, what)))
+    if formula.origin.startswith("the run's own plan"):
+        lines += ["", OWN_PLAN.rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _doubling(formula: Formula, letters: str, what: str) -> str:
+    whole, half, tenth = (percent(must_buy(formula, letters, x)) for x in (1.0, 0.5, 0.1))
+    if whole == tenth:
+        return f"Doubling {what} must buy {whole} lower perplexity."
+    return (
+        f"Doubling {what} must buy {tenth} lower perplexity from a tenth of the reference, {half} "
+        f"from half of it, {whole} from the reference itself."
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, width=98)
+
+
+def must_buy(formula: Formula, letters: str, x: float | Measurements = 1.0) -> float:
+    """Return how much lower perplexity must be, in %, when the measures of some letters double.
+
+    Args:
+        formula: that charges for them; a constant or a function counts as charging nothing.
+        letters: some of D, A and H.
+        x: where they stand, in units of their references, or as measured.
+    """
+    ln_f = 0.0
+    for letter in letters:
+        factor = getattr(formula, letter)
+        if isinstance(factor, Factor):
+            at = x if isinstance(x, float) else (factor.priced(x) or 0.0) / factor.reference
+            ln_f += factor.doubling(at)
+    return -100 * math.expm1(-ln_f)
+
+
+def percent(value: float) -> str:
+    return f"{value:.{1 if value >= 1 else 2}f} %"
 
 
 def _measured_by(letter: str, formula: Formula) -> str:
@@ -138,7 +196,3 @@ def _measured_by(letter: str, formula: Formula) -> str:
 
 def _weight(factor: AnyFactor) -> float:
     return factor.weight if isinstance(factor, Factor) else 0.0
-
-
-def _must_buy(formula: Formula, letters: str) -> str:
-    return f"{bought(sum(_weight(getattr(formula, x)) for x in letters)):.1f} %"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import example, given
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 
 from lightning_lscore.equation.factor import DEFAULT_WEIGHT, Factor
 from lightning_lscore.equation.formula import Formula
-from lightning_lscore.equation.law import compute_optimal_tokens
+from lightning_lscore.equation.law import (
+    LAW_A,
+    LAW_ALPHA,
+    LAW_B,
+    LAW_BETA,
+    compute_optimal_tokens,
+)
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.score import Score
 
@@ -203,18 +210,38 @@ def test_at_the_end_of_its_plan_L_is_the_perplexity(parameters, tokens, perplexi
     assert {f.weight for f in (formula.D, formula.A, formula.H)} == {DEFAULT_WEIGHT}
 
 
-def test_the_default_rate_asks_3_4_percent_for_twice_the_tokens_and_time():
-    """Tokens and time weigh 0.05 together at the reference."""
+def test_tokens_and_time_weigh_0_05_at_the_end_of_the_plan():
+    """Together, as the elasticity there."""
     formula = Formula.for_plan(parameters=10**8, tokens=1e9)
     slope = sum((f.ln_f(1 + 1e-6) - f.ln_f(1 - 1e-6)) / 2e-6 for f in (formula.D, formula.H))
-    assert 1 - 2**-slope == pytest.approx(0.034, abs=2e-4)
+    assert slope == pytest.approx(0.05, abs=1e-6)
 
 
-def test_a_frozen_model_scores_below_its_perplexity():
-    """With fewer parameters trained than there are, f(A) is below 1."""
+@pytest.mark.parametrize(("x", "asked"), [(0.1, "0.87"), (0.5, "2.84"), (1.0, "3.97")])
+def test_what_the_default_asks_for_twice_the_tokens_and_time(x, asked):
+    """From a tenth of the plan, from half of it, and from its end, in %."""
     formula = Formula.for_plan(parameters=10**8, tokens=1e9)
-    m = Measurements(perplexity=10.0, trainable_parameters=10**6)
-    assert formula.score(m).f_A == pytest.approx(0.01**0.025)
+    charged = formula.D.f(2 * x) * formula.H.f(2 * x) / (formula.D.f(x) * formula.H.f(x))
+    assert f"{100 * (1 - 1 / charged):.2f}" == asked
+    assert formula.D.doubling(x) + formula.H.doubling(x) == pytest.approx(math.log(charged))
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1))
+def test_a_doubling_asks_1_less_2_to_the_minus_w_for_a_power(x, weight):
+    """From any point, where c = 0; where c = 1 less before the reference and more after it."""
+    assert Factor("tokens", 1.0, weight, c=0).doubling(x) == pytest.approx(weight * math.log(2))
+    soft = Factor("tokens", 1.0, weight, c=1).doubling(x)
+    assert soft <= 2 * weight * math.log(2)
+    assert Factor("tokens", 1.0, c=0).doubling(0.0) == 0.0
+
+
+@pytest.mark.parametrize(("trained", "off"), [(0.001, 3.4), (0.01, 3.4), (0.5, 1.4), (1.0, 0.0)])
+def test_a_frozen_model_scores_a_little_below_its_perplexity(trained, off):
+    """What a run trains of its model hardly changes what a step costs; f(A) in % below 1."""
+    formula = Formula.for_plan(parameters=10**8, tokens=1e9)
+    m = Measurements(perplexity=10.0, trainable_parameters=round(trained * 10**8))
+    assert formula.score(m).f_A == pytest.approx(((1 + trained) / 2) ** 0.05)
+    assert 100 * (1 - formula.score(m).f_A) == pytest.approx(off, abs=0.05)
 
 
 @pytest.mark.parametrize("tokens", [None, 0])
@@ -240,6 +267,52 @@ def test_the_formula_for_a_model_follows_the_scaling_law(parameters, e, tokens):
         assert 2 * factor.weight == pytest.approx(e, rel=0.005)
     assert formula.D.reference == pytest.approx(tokens, rel=0.02)
     assert formula.H.reference == 6 * parameters * formula.D.reference / 0.4
+
+
+@pytest.mark.parametrize("parameters", [1e8, 7e9])
+@pytest.mark.parametrize("served", [1e9, 1e12, 1e14])
+def test_a_model_that_serves_has_its_lowest_loss_for_its_lifetime_compute(parameters, served):
+    """At fixed 6·N·D + 2·N·S the law's loss is lowest at the reference, and L is flat there."""
+    formula = Formula.for_serving(parameters, tokens_served=served)
+    tokens = formula.D.reference
+    compute = 6 * parameters * tokens + 2 * parameters * served
+
+    def loss(ln_n):
+        n = parameters * math.exp(ln_n)
+        d = (compute - 2 * n * served) / (6 * n)
+        return LAW_A * n**-LAW_ALPHA + LAW_B * d**-LAW_BETA
+
+    h = 1e-4
+    bend = (loss(h) - 2 * loss(0.0) + loss(-h)) / h**2
+    assert bend > 0
+    assert (loss(h) - loss(-h)) / (2 * h) == pytest.approx(0, abs=1e-5 * bend)
+    w_D, w_A, w_H = formula.D.weight, formula.A.weight, formula.H.weight
+    assert w_A + w_H == pytest.approx(LAW_ALPHA * LAW_A * parameters**-LAW_ALPHA)
+    assert w_D + w_H == pytest.approx(LAW_BETA * LAW_B * tokens**-LAW_BETA)
+    assert tokens > Formula.for_model(parameters).D.reference
+    assert f"serve {served:.4g} tokens" in formula.origin
+
+
+def test_a_model_that_serves_nothing_has_the_formula_for_its_training():
+    """And a number of tokens that is none is refused."""
+    assert Formula.for_serving(1e8, tokens_served=0).id == Formula.for_model(1e8).id
+    for bad in (-1, math.nan, math.inf, "many"):
+        with pytest.raises(ValueError, match=r"tokens_served: expected a finite number >= 0"):
+            Formula.for_serving(1e8, tokens_served=bad)
+
+
+def test_formulas_that_charge_alike_have_one_id():
+    """Wherever they come from; any change of what they charge gives another."""
+    one = Formula(D=Factor("tokens", 1e9, 0.05), origin="here")
+    assert Formula.from_dict({**one.to_dict(), "origin": "there"}).id == one.id
+    assert re.fullmatch("[0-9a-f]{8}", one.id)
+    others = [
+        Formula(D=Factor("tokens", 1e9, 0.06)),
+        Formula(D=Factor("tokens", 2e9, 0.05)),
+        Formula(H=Factor("tokens", 1e9, 0.05)),
+        Formula(D=Factor("tokens", 1e9, 0.05), T="nominal_perplexity"),
+    ]
+    assert len({one.id, *(f.id for f in others)}) == 5
 
 
 def test_the_elasticity_of_a_tiny_model_is_that_of_ten_million_parameters():

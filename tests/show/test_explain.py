@@ -65,19 +65,27 @@ def test_the_overview_tells_letters_rates_and_the_example():
     ):
         assert re.search(rf"^    {letter}  .*\n       {measure}", text, re.MULTILINE)
     assert "20 · 0.95 · 0.9 · 0.85 = 14.535" in text
-    assert "3.4 % lower perplexity" in text
-    assert re.search(r"17\.5 % lower perplexity at 1e\+08 parameters", text)
+    plain = " ".join(text.split())
+    assert "must buy 0.87 % lower perplexity from a tenth of the reference" in plain
+    assert "2.8 % from half of it, 4.0 % from the reference itself" in plain
+    assert "if the machine ran at 40 % of its peak" in plain
+    assert re.search(r"18\.8 % lower perplexity at 1e\+08 parameters", text)
     assert max(map(len, text.splitlines())) <= 100
 
 
 def test_the_overview_of_a_formula_tells_its_own_rates():
-    """2^-(w_D + w_H) and 2^-(w_A + w_H)."""
-    text = overview(Formula.for_model(1e8))
+    """From the reference (3/2)^-2w where c = 1, and 2^-w where c = 0."""
+    text = " ".join(overview(Formula.for_model(1e8)).split())
     assert "the scaling law for 1e+08 parameters" in text
-    assert "Doubling the size and the time must buy 17.5 % lower perplexity." in text
+    w = Formula.for_model(1e8).A.weight
+    by_hand = 100 * (1 - 2**-w * 1.5 ** (-2 * w))
+    assert f"{by_hand:.1f} % from the reference itself." in text
     text = exchange_rates(FORMULA)
-    assert f"Doubling the data and the time must buy {100 * (1 - 2**-0.4):.1f} % lower" in text
-    assert f"Doubling the size and the time must buy {100 * (1 - 2**-0.5):.1f} % lower" in text
+    plain = " ".join(text.split())
+    assert f"{100 * (1 - 1.5**-0.8):.1f} % from the reference itself. Doubling the size" in plain
+    assert f"{100 * (1 - (1.2 / 1.1) ** -0.8):.1f} % lower perplexity from a tenth" in plain
+    power = Formula(D=Factor("tokens", 1.0, 0.1, c=0), H=Factor("device_hours", 1.0, 0.3, c=0))
+    assert f"must buy {100 * (1 - 2**-0.4):.1f} % lower perplexity.\n" in exchange_rates(power)
     (line,) = (line for line in text.splitlines() if "tokens" in line)
     assert line.split()[-2:] == [f"{FORMULA.D.f(0.5):.4f}", f"{FORMULA.D.f(2):.4f}"]
 
@@ -116,7 +124,7 @@ def test_a_run_is_explained_from_its_first_to_its_best_to_its_last_validation():
     """What each part did to ln L, and that the parts add up."""
     text = explain_run(RUN)
     assert text.startswith(
-        "Run a: 3 validations up to step 50.\n\nThe rates of this formula (a bud"
+        f"Run a: 3 validations up to step 50.\n\nThe rates of formula {FORMULA.id} (a bud"
     )
     assert "From step 1 to step 5, the best L, L was moved by" in text
     assert "From step 5, the best L, to step 50 L was moved by" in text
