@@ -231,7 +231,7 @@ def test_a_doubling_asks_1_less_2_to_the_minus_w_for_a_power(x, weight):
     """From any point, where c = 0; where c = 1 less before the reference and more after it."""
     assert Factor("tokens", 1.0, weight, c=0).doubling(x) == pytest.approx(weight * math.log(2))
     soft = Factor("tokens", 1.0, weight, c=1).doubling(x)
-    assert soft <= 2 * weight * math.log(2)
+    assert soft <= 2 * weight * math.log(2) * (1 + 1e-9)
     assert Factor("tokens", 1.0, c=0).doubling(0.0) == 0.0
 
 
