@@ -73,9 +73,10 @@ class LScore(Callback):
     without a validation leaves one line at its end: what it spent, without an L.
 
     Args:
-        formula: what L charges for: a :class:`Formula`, or the path of one saved as JSON. Default:
-            the run's own plan, see :meth:`Formula.for_plan`. A formula given here takes precedence
-            over the one in a checkpoint.
+        formula: what L charges for: a :class:`Formula`, or the path of one saved as JSON; in the
+            YAML of LightningCLI also what such a file holds. Default: the run's own plan, see
+            :meth:`Formula.for_plan`. A formula given here takes precedence over the one in a
+            checkpoint.
         logits_and_labels: function (module, outputs, batch) -> (logits [B, T, V], labels [B, T]),
             for modules where LScore does not find them. ``outputs`` is what validation_step
             returned.
@@ -123,7 +124,7 @@ class LScore(Callback):
         labels_are_shifted: bool | None = None,
         from_loss: bool = False,
         count_tokens: Callable[[Any], int] | None = None,
-        count_bytes: Any = None,
+        count_bytes: Callable[[Any], int] | Any = None,
         measures: Mapping[str, OwnMeasure] | None = None,
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,

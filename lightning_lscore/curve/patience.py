@@ -22,8 +22,8 @@ NOISE_WINDOW = 20
 enough to follow a curve whose noise shrinks while the learning rate decays."""
 
 HISTORY = 512
-"""Of the validations that the outlook looks back on, a checkpoint keeps so many in a plan at most: a
-point between two of them is interpolated."""
+"""How many of a plan's validations are kept at most for the outlook; between two of them it
+interpolates."""
 
 _SIGMA = 0.6745 * math.sqrt(6)
 """Median of |second difference| of independent normal noise, in its standard deviations: the second

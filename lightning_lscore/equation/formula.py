@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 from . import formula_json
@@ -63,8 +63,15 @@ class Formula:
     """``"perplexity"`` of a token, or ``"nominal_perplexity"``, of 4 bytes."""
     origin: str = "given"
     """Where the formula came from, in words, for readers of the record."""
+    lscore_formula: InitVar[int] = formula_json.SCHEMA
+    """Schema of its JSON, which is thereby a valid configuration of LightningCLI too."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, lscore_formula: int) -> None:
+        if lscore_formula != formula_json.SCHEMA:
+            raise ValueError(
+                f"Formula: expected lscore_formula {formula_json.SCHEMA}, got "
+                f"{short(lscore_formula)}. Was it saved by a newer version?"
+            )
         if self.T not in _PERPLEXITIES:
             expected = " or ".join(map(repr, _PERPLEXITIES))
             raise ValueError(f"Formula.T: expected {expected}, got {short(self.T)}.")
