@@ -28,6 +28,7 @@ from .record.record import Record
 from .run.options import Options, expect
 from .run.own_measures import OwnMeasure
 from .run.plan import Plan
+from .run.stand_in import StandIn
 from .run.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class LScore(Callback):
         self._loaders: list[Any] = []  # for validation
         self._held_out: list[HeldOut] = []  # one for each of them
         self._rates = RateWatch()
+        self._stand_ins: list[Callable[[], None]] = []  # each ends one
         self._quiet = contextlib.ExitStack()  # Lightning's advice that does not fit
         self._stage = ""
         self._restored: Mapping[str, Any] | None = None
@@ -216,6 +218,11 @@ class LScore(Callback):
             loaders=trainer.train_dataloader,
         )
         tracker.resume()
+        # The edges of a validation are those of its loop: what other callbacks and the module do
+        # there is no training either. A checkpoint takes the devices' time wherever it is saved.
+        validation = StandIn.of(trainer.fit_loop.epoch_loop.val_loop, "run")
+        saving = StandIn.of(trainer, "save_checkpoint")
+        self._stand_ins = [validation.join(tracker.standstill), saving.join(tracker.occupied)]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -248,6 +255,8 @@ class LScore(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        while self._stand_ins:
+            self._stand_ins.pop()()
         self._capture.detach()
         self._quiet.close()
         self._loaders, self._held_out = [], []

@@ -23,6 +23,7 @@ from lightning_lscore import Factor, Formula, LScore, read_records
 from lightning_lscore.equation.prediction import Prediction
 from lightning_lscore.hardware.peaks import peak_flops
 from lightning_lscore.heldout import compiled
+from lightning_lscore.run.segment import Segment
 
 BY_TOKENS = Formula(D=Factor("tokens", reference=500, weight=0.5))
 """A formula without time, so that two runs score alike."""
@@ -448,14 +449,15 @@ def test_the_sanity_check_is_ignored(trainer, tmp_path):
     assert runs[0] == runs[1]
 
 
-def test_validation_takes_no_training_time(trainer, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("lightning_lscore.run.clock.Clock.__init__.__defaults__", (lambda: now[0],))
-    monkeypatch.setattr(
-        "lightning_lscore.run.segment.Segment.__init__.__kwdefaults__",
-        {"count_tokens": None, "now": lambda: now[0]},
-    )
+@pytest.fixture
+def now(monkeypatch):
+    """A monotonic clock in its only item, which moves when a test says so."""
+    seconds = [0.0]
+    monkeypatch.setitem(Segment.__init__.__kwdefaults__, "now", lambda: seconds[0])
+    return seconds
 
+
+def test_validation_takes_no_training_time(trainer, now):
     class Slow(PlainLM):
         def training_step(self, batch, batch_idx):
             now[0] += 1.0
@@ -472,6 +474,92 @@ def test_validation_takes_no_training_time(trainer, monkeypatch):
     assert lscore.last_record.measurements.capacity_flops == pytest.approx(
         6.0 * lscore.last_record.devices[0].peak_flops
     )
+
+
+OF_A_VALIDATION = (
+    *("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start"),
+    *("on_validation_epoch_end", "on_validation_end", "on_validation_model_train"),
+)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_whatever_runs_in_a_validation_takes_no_training_time(order, trainer, now):
+    """Of callbacks before and behind LScore, of the module, and of the data; two LScore as well."""
+
+    def spend(*_):
+        now[0] += 100.0
+
+    class Slow(PlainLM):
+        def training_step(self, batch, batch_idx):
+            now[0] += 1.0
+            return super().training_step(batch, batch_idx)
+
+        def on_validation_model_train(self):
+            spend()
+            self.train()
+
+    class HeldOut(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            spend()
+            yield from loader(4).dataset
+
+    others = {n: spend for n in OF_A_VALIDATION if hasattr(pl.Callback, n)}
+    lscore, second = LScore(), LScore(prefix="second_")
+    callbacks = [lscore, second, type("Slow", (pl.Callback,), others)()]
+    model = Slow()
+    model.on_validation_end = model.on_validation_epoch_end = spend
+    t = trainer(*(callbacks[i] for i in order), max_epochs=3)
+    t.fit(model, loader(8), DataLoader(HeldOut(), batch_size=4))
+    assert lscore.last_record.measurements.train_hours * 3600 == 4.0 + 2.0
+    assert second.last_record.measurements.train_hours * 3600 == 4.0 + 2.0
+    assert "run" not in vars(t.fit_loop.epoch_loop.val_loop)
+    assert "save_checkpoint" not in vars(t)
+
+
+class SlowSave(ModelCheckpoint):
+    """Takes ten seconds."""
+
+    def __init__(self, now, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._now = now
+
+    def setup(self, trainer, pl_module, stage):
+        save = trainer.strategy.save_checkpoint
+
+        def slowly(*arguments, **options):
+            self._now[0] += 10.0
+            save(*arguments, **options)
+
+        trainer.strategy.save_checkpoint = slowly
+        super().setup(trainer, pl_module, stage)
+
+
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 2}, {"monitor": "perplexity"}])
+def test_saving_a_checkpoint_takes_the_devices_time_wherever_it_is_saved(
+    when, trainer, now, tmp_path
+):
+    """At a step, and at the end of a validation, whose own time costs nothing."""
+    lscore = LScore(BY_TOKENS)
+    save = SlowSave(now, tmp_path / "c", save_top_k=-1, **when)
+    trainer(lscore, save, max_epochs=3).fit(PlainLM(), loader(8), loader(4))
+    assert now[0] == 30.0
+    saved_before = 20.0 if "monitor" in when else 30.0  # the last validation's save comes after it
+    assert lscore.last_record.measurements.train_hours * 3600 == saved_before
+    assert lscore.tracker.state_dict()["spent"]["train_seconds"] == 30.0
+
+
+def test_after_an_exception_in_a_validation_nothing_stands_in_for_its_loop(trainer):
+    """Nor for the Trainer's own saving."""
+
+    class Fails(PlainLM):
+        def validation_step(self, batch, batch_idx):
+            raise RuntimeError("fails")
+
+    t = trainer(LScore())
+    with pytest.raises(RuntimeError, match="fails"):
+        t.fit(Fails(), loader(8), loader(4))
+    assert "run" not in vars(t.fit_loop.epoch_loop.val_loop)
+    assert "save_checkpoint" not in vars(t)
 
 
 def test_validating_the_same_weights_again_gives_the_same_perplexity(trainer):

@@ -26,6 +26,9 @@ GAP_INTERVALS = 4.0
 RETRY_SECONDS = 30.0
 """How long a lost device is left alone before it is read again."""
 
+HANG_SECONDS = 10.0
+"""A reading that takes longer hangs."""
+
 
 @dataclass(slots=True)
 class _Channel:
@@ -35,6 +38,8 @@ class _Channel:
     meter: Meter
     lost: str | None = None
     retry_at: float | None = None
+    asked_at: float | None = None  # while a reading is under way
+    hung: bool = False
 
 
 class Sampler:
@@ -74,6 +79,7 @@ class Sampler:
         self._pid = os.getpid()
         self._training = False
         self._wanted = self._served = 0  # boundary readings requested, and taken
+        self._waits = True  # until a reading was late once
         self._channels = [_Channel(probe, self._meter(probe)) for probe in self._probes]
 
     def _meter(self, probe: Probe) -> Meter:
@@ -111,14 +117,22 @@ class Sampler:
     def by_device(self, timeout: float = 0.5) -> dict[str, Totals]:
         """Return the totals of each device by its key, including the reading at the last boundary.
 
-        Waits at most ``timeout`` seconds for that reading. If it is late, the totals end at the
-        reading before; a later call includes it, and until then the coverage shows the gap.
+        Waits at most ``timeout`` seconds for that reading, and never again after it was late once:
+        the totals then end at the reading before. A later call includes it, and until then the
+        coverage shows the gap.
         """
         if self._wake is None or not self._is_mine():
             return {}
+
+        def answered() -> bool:
+            return self._served == self._wanted or not self._alive()
+
         with self._wake:
-            self._wake.wait_for(lambda: self._served == self._wanted or not self._alive(), timeout)
+            if self._waits and timeout > 0:
+                self._waits = self._wake.wait_for(answered, timeout)
             t = self._now()
+            for channel in self._channels:
+                self._notice_a_hang(channel, t)
             return {c.probe.device.key: c.meter.totals(t) for c in self._channels}
 
     def missing(self) -> dict[str, dict[str, str]]:
@@ -142,14 +156,19 @@ class Sampler:
         return taken
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Stop training time and the thread; wait at most ``timeout`` seconds. Idempotent."""
+        """Stop training time and the thread; wait at most ``timeout`` seconds. Idempotent.
+
+        A device that hung is not waited for.
+        """
         if self._thread is None or self._wake is None or not self._is_mine():
             return
         self.pause()
         with self._wake:
             thread, self._thread = self._thread, None
             self._wake.notify_all()
-        thread.join(timeout)  # held up in a vendor's call, it ends when that returns
+        thread.join(
+            timeout if self._waits else 0.0
+        )  # held up in a vendor's call, it ends when that returns
         atexit.unregister(self.stop)
 
     def _is_mine(self) -> bool:
@@ -198,19 +217,31 @@ class Sampler:
         for channel in self._channels:
             if channel.retry_at is not None and self._now() < channel.retry_at:
                 continue
+            channel.asked_at = self._now()
             try:
                 reading = channel.probe.read()
             except (
                 Exception
             ) as error:  # must not end the thread, which also reads the other devices
                 with wake:
+                    channel.asked_at = None
                     self._lose(channel, error)
                 with contextlib.suppress(Exception):
                     channel.probe.close()
                 continue
             with wake:
-                channel.lost = channel.retry_at = None
+                channel.lost = channel.retry_at = channel.asked_at = None
                 channel.meter.add(reading, self._now())
+
+    def _notice_a_hang(self, channel: _Channel, t: float) -> None:
+        if channel.hung or channel.asked_at is None or t - channel.asked_at < HANG_SECONDS:
+            return
+        channel.hung = True
+        self._messages.append(
+            f"{channel.probe.device.name} does not answer: its driver has kept a call for over "
+            f"{HANG_SECONDS:.0f} s. Training does not wait for it; the coverage of its "
+            "measurements shows the gap."
+        )
 
     def _lose(self, channel: _Channel, error: Exception) -> None:
         name, seen = channel.probe.device.name, channel.lost

@@ -35,6 +35,11 @@ class Clock:
         self._before = self.seconds
         self._since = None
 
+    def leave_out(self, seconds: float) -> None:
+        """Take back seconds that have just been counted and were no training, if it counts."""
+        if self._since is not None:
+            self._before -= seconds
+
     @property
     def runs(self) -> bool:
         """Whether it is counting."""

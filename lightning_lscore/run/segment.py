@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,9 @@ from ..model.flops import FlopsModel
 from ..model.tokens import TokenCounter
 from .clock import Clock
 from .spending import Spending
+
+READING_SECONDS = 0.5
+"""How long a validation waits for the devices' readings at its beginning."""
 
 
 class Segment:
@@ -55,6 +59,8 @@ class Segment:
     ) -> None:
         self.devices = devices
         self.tokens = TokenCounter(count_tokens, loaders)
+        # A function of the user's may wait for a device, which computes queued steps meanwhile.
+        self._counting_is_free = count_tokens is None
         self.flops = flops
         self._counted_step = CountedStep() if counts_flops else None
         self._before = before
@@ -65,6 +71,7 @@ class Segment:
         self._mine_then = Spending()
         self._price = price_per_device_hour
         self._carbon_intensity = carbon_intensity
+        self._now = now
         self._clock, self._wall = Clock(now), Clock(now)
         self._wall.resume()
         devices.sampler.start()
@@ -109,14 +116,27 @@ class Segment:
 
     def count(self, batch: Any, tokens: int | None = None) -> None:
         """Count a batch that was trained on, or just the number of its tokens."""
+        began = self._now()
         if tokens is None:
             self.tokens.add(batch)
         else:
             self.tokens.add_counted(tokens)
+        if self._counting_is_free:
+            self._clock.leave_out(self._now() - began)
         if self._counted_step is not None:
             step, self._counted_step = self._counted_step, None
             step.stop()
             self.flops = step.flops_model(self.tokens.by_length, self.flops)
+
+    @contextlib.contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """Let what this process does inside of the ``with``, for LScore alone, cost no time."""
+        self.tokens.by_length  # noqa: B018  # waits for a device, whose queued steps are training
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._clock.leave_out(self._now() - began)
 
     def stop(self) -> None:
         """End the sampler's thread without waiting for a device; the counts stay."""
@@ -126,12 +146,17 @@ class Segment:
         self._wall.pause()
         self.devices.sampler.stop()
 
-    def spending(self) -> Spending:
-        """What this process has spent in the segment; time and capacity are the whole run's."""
+    def spending(self, *, wait: bool = True) -> Spending:
+        """What this process has spent in the segment; time and capacity are the whole run's.
+
+        Args:
+            wait: whether to wait for the reading of the devices that the last pause asked for.
+        """
         seconds, tokens = self._clock.seconds, self.tokens.total
         device_seconds, price = seconds * self.devices.count, self._price
-        seen, intensity = self.devices.sampler.by_device(), self._carbon_intensity
-        hardware = Spending(devices=seen).hardware
+        readings = self.devices.sampler.by_device(READING_SECONDS if wait else 0.0)
+        intensity = self._carbon_intensity
+        hardware = Spending(devices=readings).hardware
         kwh = hardware.use().energy_kwh or 0.0
         return Spending(
             tokens=tokens,
@@ -148,7 +173,7 @@ class Segment:
             capacity_flops=seconds * (self.devices.peak_flops or 0.0),
             unrated_joules=hardware.energy_joules if intensity is None else 0.0,
             emissions_kg=kwh * (intensity or 0.0) / 1000,
-            devices=seen,
+            devices=readings,
         )
 
     def numbers(self, mine: Spending) -> list[float]:
@@ -168,9 +193,10 @@ class Segment:
     def total(self) -> Spending:
         """The same at this moment without an exchange, assuming that the others did as much.
 
-        Exact for one process, and for several whose batches have the same number of tokens.
+        Exact for one process, and for several whose batches have the same number of tokens. Waits
+        for no reading of a device: the next validation has it.
         """
-        return self._settled.grown(self._mine_then, self.spending(), self._ranks)
+        return self._settled.grown(self._mine_then, self.spending(wait=False), self._ranks)
 
     def messages(self) -> list[str]:
         """Warnings of the sampler's thread since the last call."""

@@ -249,6 +249,28 @@ class Tracker:
         if self._segment is not None:
             self._segment.pause(wait=wait)
 
+    @contextlib.contextmanager
+    def standstill(self) -> Iterator[None]:
+        """Let time stand still inside of the ``with``, and afterwards do what it did before."""
+        runs = self._segment is not None and self._segment.runs
+        self.pause()
+        try:
+            yield
+        finally:
+            if runs:
+                self.resume()
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Let time count inside of the ``with``, and afterwards do what it did before."""
+        stood = self._segment is not None and not self._segment.runs
+        self.resume()
+        try:
+            yield
+        finally:
+            if stood:
+                self.pause(wait=False)
+
     def begin_step(self) -> None:
         """Tell that the next step begins: the first one's FLOP are counted, if asked for."""
         if self._segment is not None:
@@ -435,8 +457,10 @@ class Tracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's memory up to this moment, in plain values. Not collective."""
-        segment = self._segment
-        return self._state.to_dict(self._state.spending if segment is None else segment.total())
+        if self._segment is None:
+            return self._state.to_dict(self._state.spending)
+        with self._segment.uncharged():
+            return self._state.to_dict(self._segment.total())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint. Call it before training begins.

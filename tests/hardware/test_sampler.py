@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from dataclasses import dataclass, field, fields
 
 import pytest
 
 from lightning_lscore.hardware.probe import Device, ProbeLost, Reading, SilentProbe
-from lightning_lscore.hardware.sampler import RETRY_SECONDS, Sampler
+from lightning_lscore.hardware.sampler import HANG_SECONDS, RETRY_SECONDS, Sampler
 from lightning_lscore.hardware.totals import Totals
 
 PATIENCE = 20.0  # seconds that a handshake with the thread may take before a test gives up
@@ -91,13 +92,22 @@ def started():
 
     yield start
     for sampler in samplers:
+        thread = sampler._thread
         sampler.stop(PATIENCE)
+        if thread is not None:
+            thread.join(PATIENCE)  # one that was late once is not waited for
         assert not any(t.name == "lscore-sampler" for t in threading.enumerate())
 
 
 def totals_of(sampler, timeout=0.5):
     """Over all of its devices."""
     return sum(sampler.by_device(timeout).values(), Totals())
+
+
+def catch_up(sampler):
+    """Waits for the readings that were asked for."""
+    with sampler._wake:
+        assert sampler._wake.wait_for(lambda: sampler._served == sampler._wanted, PATIENCE)
 
 
 def train(sampler, clock, seconds):
@@ -171,8 +181,50 @@ def test_training_does_not_wait_for_a_device_that_hangs(started):
 
     assert totals_of(sampler, timeout=0.01).use().coverage == 0
     probe.gate.set()
-    assert totals_of(sampler, PATIENCE).readings == 2
-    assert totals_of(sampler, PATIENCE).training_seconds == 10
+    catch_up(sampler)
+    assert totals_of(sampler).readings == 2
+    assert totals_of(sampler).training_seconds == 10
+
+
+def test_a_device_that_hung_once_is_not_waited_for_again(started):
+    """Neither by the next validation, nor at the end: either would last until PATIENCE is over."""
+    clock, probe = Clock(), FakeProbe(gate=threading.Event())
+    sampler = started(probe, now=clock)
+    sampler.resume()
+    assert probe.entered.wait(PATIENCE)
+    totals_of(sampler, timeout=0.01)
+    began = time.monotonic()
+    for _ in range(3):
+        sampler.resume()
+        sampler.pause()
+        assert totals_of(sampler, timeout=PATIENCE).readings == 0
+    sampler.stop(timeout=PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 2
+    probe.gate.set()
+
+
+def test_a_device_that_hangs_is_named_once(started):
+    """When its call has lasted for ten seconds: a thread that is late by less proves nothing."""
+    clock, probe = Clock(), FakeProbe(gate=threading.Event())
+    sampler = started(
+        probe, FakeProbe(device=Device(key="2", name="Other", kind="cuda")), now=clock
+    )
+    sampler.resume()
+    assert probe.entered.wait(PATIENCE)
+    for _ in range(2):
+        totals_of(sampler, timeout=0)
+        assert sampler.messages() == []
+        clock.t += HANG_SECONDS / 2
+    totals_of(sampler, timeout=0)
+    (message,) = sampler.messages()
+    assert message.startswith(
+        "Invented GPU does not answer: its driver has kept a call for over 10 s"
+    )
+    totals_of(sampler, timeout=0)
+    assert sampler.messages() == []
+    probe.gate.set()
+    catch_up(sampler)
+    assert totals_of(sampler).readings == 2
 
 
 def test_stop_waits_no_longer_than_told_for_a_device_that_hangs(started):

@@ -28,19 +28,26 @@ def test_a_new_clock_stands_at_zero():
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["resume", "pause", "look"]), st.integers(0, 1000)), max_size=30
+    st.tuples(st.sampled_from(["resume", "pause", "look", "leave out"]), st.integers(0, 1000)),
+    max_size=30,
 )
 
 
 @given(EVENTS)
 def test_seconds_are_those_between_resume_and_pause(events):
-    """Whatever the order and repetition of calls, exactly the time in a running state counts."""
+    """Whatever the order and repetition of calls, exactly the time in a running state counts.
+
+    Without what was left out of it.
+    """
     now = Time()
     clock = Clock(now)
     running, expected = False, 0
     for name, elapsed in events:
         if name == "look":
             assert clock.seconds == expected
+        elif name == "leave out":
+            now.seconds += 7
+            clock.leave_out(7)
         else:
             getattr(clock, name)()
             running = name == "resume"

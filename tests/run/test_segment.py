@@ -9,7 +9,7 @@ import torch
 
 from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.flops import FlopsModel
-from lightning_lscore.run.segment import Segment
+from lightning_lscore.run.segment import READING_SECONDS, Segment
 from lightning_lscore.run.spending import Spending
 
 
@@ -21,13 +21,15 @@ class FakeSampler:
     def __init__(self):
         self.told = []
         self.said = {}
+        self.waited = []
 
     def __getattr__(self, name):
         if name not in ("start", "resume", "pause", "stop"):
             raise AttributeError(name)
         return lambda: self.told.append(name)
 
-    def by_device(self):
+    def by_device(self, timeout):
+        self.waited.append(timeout)
         readings = self.told.count("resume")
         joules = self.watts * 3600 * readings
         peak = 7 * bool(readings)
@@ -261,3 +263,44 @@ def test_model_flops_grow_with_the_length_of_the_sequences():
     assert made.spending().model_flops == 4 * (6 + 2) + 8 * (6 + 4)
     made.flops = FlopsModel.given(3)
     assert made.spending().model_flops == 36
+
+
+def test_what_lscore_itself_takes_costs_nothing():
+    """Neither counting a batch nor what a checkpoint asks for; training in between counts."""
+    made, now = segment()
+    add = made.tokens.add
+
+    def slowly(batch):
+        now.seconds += 3
+        add(batch)
+
+    made.tokens.add = slowly
+    made.resume()
+    for _ in range(2):
+        made.count(batch())
+        now.seconds += 10
+    with made.uncharged():
+        now.seconds += 5
+    made.count(batch())
+    assert made.spending().train_seconds == 20
+    assert made.spending().wall_seconds == 20 + 3 * 3 + 5
+    made.pause()
+    made.count(batch())  # while time stands still there is nothing to take back
+    assert made.spending().train_seconds == 20
+
+
+def test_a_function_that_may_wait_for_the_device_is_charged():
+    """The device computes queued steps in the meantime."""
+    made, now = segment(count_tokens=lambda n: setattr(now, "seconds", now.seconds + 3) or n)
+    made.resume()
+    made.count(4)
+    assert made.spending().train_seconds == 3
+
+
+def test_only_a_validation_waits_for_a_reading():
+    """A checkpoint takes the readings that are there."""
+    made, now = segment()
+    train(made, now)
+    made.total()
+    made.spending()
+    assert made.devices.sampler.waited == [0.0, READING_SECONDS]
