@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def id_of(data: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits that tell a formula's JSON from others; its origin is apart."""
+    """Return eight hexadecimal digits of a formula's JSON, whatever its origin, to tell it by."""
     charged = {name: value for name, value in data.items() if name != "origin"}
     return hashlib.sha256(json.dumps(charged, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -35,7 +35,8 @@ def compute_optimal_tokens(parameters: float, served: float = 0.0) -> float:
     """
     ratio = LAW_BETA * LAW_B / (LAW_ALPHA * LAW_A)
     alone = float((ratio * max(parameters, 1) ** LAW_ALPHA) ** (1 / LAW_BETA))
-    low, high = alone, alone * serving_share(alone, served) ** (1 / LAW_BETA)
+    low = alone
+    high = float(alone * serving_share(alone, served) ** (1 / LAW_BETA))
     while high > low * (1 + 1e-13):  # the more tokens, the less serving weighs: one crossing
         middle = math.sqrt(low * high)
         if middle < alone * serving_share(middle, served) ** (1 / LAW_BETA):
