@@ -65,7 +65,8 @@ def overview(formula: Formula | None = None) -> str:
             _wrapped(
                 "Without a formula of one's own the references are the run's own plan, and L is "
                 "the perplexity at its end if the machine ran at "
-                f"{100 * PLANNED_MFU:g} % of its peak. Every weight is {_weight(plan.D):g}, whatever the model. "
+                f"{100 * PLANNED_MFU:g} % of its peak. Every weight is "
+                f"{_weight(plan.D):g}, whatever the model. "
                 f"{_doubling(plan, 'DH', 'the data and the time')} Such values of L do not compare "
                 "across runs with other plans."
             ),
