@@ -65,13 +65,24 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="several runs under one formula",
-        description="Scores runs again under one formula and shows their best and last L side by "
-        "side. Runs on different evaluation sets are refused.",
+        help="several runs side by side",
+        description="Ranks runs by L where they share a formula or get one by --formula. Otherwise "
+        "shows what each perplexity cost, and which runs none beats (the Pareto front). Then holds "
+        "each against a baseline: with what share of its spending it reaches the same perplexity, "
+        "and which factors make its L differ. Runs on different evaluation sets are refused.",
     )
     compare.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
     compare.add_argument(
-        "--formula", type=Path, metavar="FILE.json", help="default: that of the first run"
+        "--formula", type=Path, metavar="FILE.json", help="score all runs under this one"
+    )
+    compare.add_argument("--baseline", metavar="RUN", help="default: the first run")
+    compare.add_argument(
+        "--repeats",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="runs that differ in nothing but the seed: their scatter is what counts as noise",
     )
     compare.set_defaults(run=_compare)
 
@@ -148,7 +159,8 @@ def _compare(options: argparse.Namespace) -> list[str]:
     from .show.comparison import comparison
 
     runs = {str(path): read_run(path) for path in options.records}
-    return [comparison(runs, None if options.formula is None else Formula.load(options.formula))]
+    formula = None if options.formula is None else Formula.load(options.formula)
+    return [comparison(runs, formula, baseline=options.baseline, repeats=options.repeats)]
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:

@@ -89,10 +89,13 @@ def test_compare_shows_runs_side_by_side(capsys, run, tmp_path):
     append_record(tmp_path / "two" / RECORD_FILE, record(5, 9.0, run="b"))
     status, out, _ = call(capsys, "compare", run, tmp_path / "two")
     assert status == 0
-    assert [line.split()[0] for line in out.strip().splitlines()[-2:]] == [
-        str(run), str(tmp_path / "two"),
-    ]  # fmt: skip
-    assert out.rstrip().endswith("<")
+    table = [line.split()[0] for line in out.splitlines()[3:5]]
+    assert sorted(table) == sorted([str(run), str(tmp_path / "two")])
+    assert f"Against {run}, whose lowest perplexity" in out
+    again = call(capsys, "compare", run, tmp_path / "two", "--baseline", tmp_path / "two")[1]
+    assert f"Against {tmp_path / 'two'}, whose lowest perplexity" in again
+    repeated = call(capsys, "compare", run, tmp_path / "two", "--repeats", run, tmp_path / "two")
+    assert "A tie" in repeated[1]
 
 
 CSV = "parameters,tokens,loss\n" + "".join(

@@ -8,6 +8,14 @@ from collections.abc import Sequence
 from ..equation.factor import Factor
 from ..equation.measures import MEASURES
 
+SPENDING_NAMES = {
+    "tokens": "tokens",
+    "device_hours": "device time",
+    "energy_kwh": "energy",
+    "cost": "cost",
+}
+"""What people call the measures in which they pay."""
+
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
     """Aligned lines; the first ``left`` columns to the left, the others to the right."""
