@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="runs that differ in nothing but the seed: their scatter is what counts as noise",
     )
+    compare.add_argument(
+        "--gain",
+        nargs="+",
+        type=Path,
+        metavar="FINISHED",
+        help="finished runs, or a CSV file of them as for calibrate: how much compute their law "
+        "needs for the perplexity of each RUN, over what it spent (needs numpy)",
+    )
     compare.set_defaults(run=_compare)
 
     calibrate = commands.add_parser(
@@ -160,7 +168,15 @@ def _compare(options: argparse.Namespace) -> list[str]:
 
     runs = {str(path): read_run(path) for path in options.records}
     formula = None if options.formula is None else Formula.load(options.formula)
-    return [comparison(runs, formula, baseline=options.baseline, repeats=options.repeats)]
+    text = [comparison(runs, formula, baseline=options.baseline, repeats=options.repeats)]
+    if options.gain:
+        from .curve.calibrate import calibrate
+        from .record.finished_runs import read_finished
+        from .show.gain import gains
+
+        of = read_finished(options.gain)
+        text += ["", gains(runs, calibrate(of.parameters, of.tokens, of.loss), of.T)]
+    return text
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:
@@ -170,15 +186,18 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
     return examine(options.precision, options.seconds, versions=versions())
 
 
-def _calibrate(options: argparse.Namespace) -> list[str]:
+def _calibrate(options: argparse.Namespace) -> Iterator[str]:
     from .curve.calibrate import calibrate
     from .record.finished_runs import read_finished
     from .show.calibration import explain_calibration
 
     runs = read_finished(options.runs)
     found = calibrate(runs.parameters, runs.tokens, runs.loss, share=options.share)
-    lines = [explain_calibration(found), ""]
+    yield f"{explain_calibration(found)}\n"
+    if found.unknown:
+        raise ValueError("no formula can be made of these runs. " + " ".join(found.unknown))
     if options.output is None:
-        return [*lines, "Nothing was written: say -o FILE.json for a formula with these weights."]
+        yield "Nothing was written: say -o FILE.json for a formula with these weights."
+        return
     replace(found.formula(), T=runs.T).save(options.output)
-    return [*lines, f'Wrote {options.output}. Use it with LScore("{options.output}").']
+    yield f'Wrote {options.output}. Use it with LScore("{options.output}").'

@@ -121,10 +121,33 @@ def test_calibrate_reads_the_last_validation_of_each_run(capsys, tmp_path):
     for i, (N, tokens, loss) in enumerate([(10**7, 5, 20.0), (10**8, 9, 12.0)]):
         for r in (record(1, 30.0, str(i)), record(tokens, loss, str(i), trainable_parameters=N)):
             append_record(tmp_path / str(i) / RECORD_FILE, r)
-    status, out, _ = call(capsys, "calibrate", tmp_path / "0", tmp_path / "1")
-    assert status == 0
+    status, out, err = call(capsys, "calibrate", tmp_path / "0", tmp_path / "1")
     assert "2 finished runs" in out
-    assert "Nothing was written" in out
+    assert status == 2
+    assert "no formula can be made of these runs. The Chinchilla law was measured on" in err
+
+
+def test_calibrate_writes_nothing_that_the_runs_cannot_tell(capsys, tmp_path):
+    """Rates that the law alone gives are shown, and go into no file."""
+    rows = [f"1e8,{i}e9,{3.6 - i / 10}" for i in range(1, 8)]
+    (tmp_path / "runs.csv").write_text("\n".join(["parameters,tokens,loss", *rows]))
+    status, out, err = call(
+        capsys, "calibrate", tmp_path / "runs.csv", "-o", tmp_path / "formula.json"
+    )
+    assert status == 2
+    assert "at least 90 % interval" in out
+    assert "parameters varies by less than a factor of 2" in err
+    assert "Add runs with at least 2 times as many parameters" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "formula.json").exists()
+
+
+def test_the_gain_over_finished_runs_is_told_of_each_run(capsys, run, tmp_path):
+    (tmp_path / "runs.csv").write_text(CSV)
+    status, out, _ = call(capsys, "compare", run, "--gain", tmp_path / "runs.csv")
+    assert status == 0
+    assert "Compute-equivalent gain over the law of 6 finished runs" in out
+    assert f"  {run}: " in out
 
 
 @pytest.mark.parametrize(

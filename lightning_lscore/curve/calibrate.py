@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .calibration import Calibration, Interval
-from .calibration_warnings import warnings_of
+from .calibration_warnings import unknown_of, warnings_of
 from .distinct_runs import best_of_each
+from .fitted_law import FittedLaw
 from .posterior import elasticities_of_the_law, posterior
 
 if TYPE_CHECKING:
@@ -92,14 +93,14 @@ def calibrate(
     D_ref = _reference(reference_tokens, D, "reference_tokens")
     u, v = np.log(N / N_ref), np.log(D / D_ref)
     law = elasticities_of_the_law(N_ref, D_ref)
-    best, drawn, scatter = posterior(u, v, y, law, resamples, np.random.default_rng(seed))
+    found = posterior(u, v, y, law, resamples, np.random.default_rng(seed))
 
     names = ("w_D", "w_A", "w_H", "e_N", "e_D")
-    values: dict[str, Any] = dict(zip(names, map(float, _weights(best, share)), strict=True))
+    values: dict[str, Any] = dict(zip(names, map(float, _weights(found.mean, share)), strict=True))
     intervals: dict[str, Any] = {
         f"{name}_interval": Interval(low=float(low), high=float(high))
         for name, (low, high) in zip(
-            names, (np.quantile(d, (0.05, 0.95)) for d in _weights(drawn, share)), strict=True
+            names, (np.quantile(d, (0.05, 0.95)) for d in _weights(found.drawn, share)), strict=True
         )
     }
     return Calibration(
@@ -108,9 +109,18 @@ def calibrate(
         parameters=N_ref,
         tokens=D_ref,
         runs=len(y),
-        scatter=scatter,
+        scatter=found.scatter,
         share=float(share),
-        warnings=warnings_of(N, D, N_ref, D_ref, best),
+        warnings=warnings_of(N, D, N_ref, D_ref, found.mean),
+        unknown=unknown_of(N, D, N_ref, D_ref),
+        law=FittedLaw(
+            elasticities=found.drawn,
+            exponents=found.exponents,
+            level=found.level,
+            parameters=N_ref,
+            tokens=D_ref,
+            compute=(float(6 * (N * D).min()), float(6 * (N * D).max())),
+        ),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..equation.factor import Factor
 from ..equation.formula import Formula
 from ..equation.law import planned_capacity_flops
+from .fitted_law import FittedLaw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ class Calibration:
     """How much of the smaller elasticity machine time takes from D and A, 0..1."""
     warnings: tuple[str, ...] = ()
     """What a reader must know before trusting the weights, in sentences."""
+    unknown: tuple[str, ...] = ()
+    """What the runs cannot tell and the weights would only take from elsewhere, with what would
+    tell it, in sentences; there is a formula only where this is empty."""
+    law: FittedLaw | None = field(default=None, repr=False, compare=False)
+    """The law through the runs, for :meth:`FittedLaw.gain`."""
 
     def formula(self, *, parameters: float | None = None, tokens: float | None = None) -> Formula:
         """Return the formula with these weights; at its reference L is the perplexity.
@@ -58,7 +64,12 @@ class Calibration:
         Args:
             parameters: reference model size. Default: where the weights were measured.
             tokens: reference training tokens. Default: where the weights were measured.
+
+        Raises:
+            ValueError: if the runs cannot tell the weights, see ``unknown``.
         """
+        if self.unknown:
+            raise ValueError(f"expected runs that tell the weights. {' '.join(self.unknown)}")
         N = self.parameters if parameters is None else parameters
         D = self.tokens if tokens is None else tokens
         return Formula(

@@ -35,11 +35,26 @@ def warnings_of(N: Array, D: Array, N_ref: float, D_ref: float, best: Array) -> 
     """
     return (
         *_of_the_count(N),
+        *_of_the_reference(N, N_ref, "parameters", "e_N"),
+        *_of_the_reference(D, D_ref, "tokens", "e_D"),
+        *_of_the_ratio(D / N),
+        *_of_the_sign(best),
+    )
+
+
+def unknown_of(N: Array, D: Array, N_ref: float, D_ref: float) -> tuple[str, ...]:
+    """Return what the runs cannot tell, so the law would stand in for them, in sentences.
+
+    Args:
+        N: parameters of each run.
+        D: tokens of each run.
+        N_ref: the reference N.
+        D_ref: the reference D.
+    """
+    return (
         *_of_the_range(N, N_ref, "parameters", "e_N"),
         *_of_the_range(D, D_ref, "tokens", "e_D"),
         *_of_growth_together(N / N_ref, D / D_ref),
-        *_of_the_ratio(D / N),
-        *_of_the_sign(best),
     )
 
 
@@ -51,22 +66,26 @@ def _of_the_count(N: Array) -> Iterator[str]:
         )
 
 
-def _of_the_range(amounts: Array, reference: float, name: str, e: str) -> Iterator[str]:
+def _of_the_reference(amounts: Array, reference: float, name: str, e: str) -> Iterator[str]:
     import numpy as np
 
     x = np.log(amounts / reference)
-    if np.ptp(x) < math.log(2):
-        yield (
-            f"The runs' number of {name} varies by less than a factor of 2: {e} comes from "
-            "the Chinchilla law rather than from the runs."
-        )
     if x.min() > 1e-9 or x.max() < -1e-9:  # the exponential of a logarithm is rounded
         yield f"The reference lies outside the runs' number of {name}: {e} is extrapolated."
+
+
+def _of_the_range(amounts: Array, reference: float, name: str, e: str) -> Iterator[str]:
+    if float(amounts.max()) < 2 * float(amounts.min()):
+        yield (
+            f"The runs' number of {name} varies by less than a factor of 2: {e} would come from "
+            f"the Chinchilla law alone. Add runs with at least 2 times as many {name}, better 10."
+        )
     low, high = LAW_MEASURED[name]
     if not low <= reference <= high:
         yield (
             f"The Chinchilla law was measured on {low:.2g} to {high:.2g} {name} and the "
-            f"reference is {reference:.2g}: what {e} takes from the law is extrapolated."
+            f"reference is {reference:.2g}: what {e} takes from the law would be extrapolated. "
+            f"Add runs, so the geometric mean of their {name} lies in that range."
         )
 
 
@@ -78,7 +97,8 @@ def _of_growth_together(N: Array, D: Array) -> Iterator[str]:
     if len(u) > 1 and np.ptp(u) >= math.log(2) <= np.ptp(v) and apart[1] < 0.1 * apart[0]:
         yield (
             "Parameters and tokens grew together in these runs: how the gain is divided between "
-            "e_N and e_D comes from the Chinchilla law."
+            "e_N and e_D would come from the Chinchilla law alone. Add runs of one size on more "
+            "tokens, or larger ones on as many."
         )
 
 

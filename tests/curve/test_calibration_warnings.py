@@ -24,9 +24,13 @@ def test_few_runs_are_said_to_be_few():
         ([1e7 * 1.5**i for i in range(12)], [2e8 * 1.5**i for i in range(12)], "grew together"),
     ],
 )
-def test_runs_that_cannot_tell_an_elasticity_are_reported(N, D, what):
+def test_runs_that_cannot_tell_an_elasticity_give_no_formula(N, D, what):
     c = quick(N, D, [chinchilla(n, d) for n, d in zip(N, D, strict=True)])
-    assert any(what in w for w in c.warnings)
+    (sentence,) = c.unknown
+    assert what in sentence
+    assert "Add runs" in sentence
+    with pytest.raises(ValueError, match=f"expected runs that tell the weights.*{what}"):
+        c.formula()
     assert c.e_N == pytest.approx(0.3478 * 482.01 / c.parameters**0.3478, rel=0.2)
 
 
@@ -34,11 +38,12 @@ def test_a_reference_beyond_the_runs_is_reported():
     assert any("extrapolated" in w for w in quick(*runs(), reference_parameters=1e11).warnings)
 
 
-def test_a_reference_far_from_where_the_law_was_measured_is_reported():
-    """Not that of the default test world, whose warnings are none."""
+def test_a_reference_far_from_where_the_law_was_measured_gives_no_formula():
+    """Not that of the default test world, which tells all."""
+    assert quick(*runs()).unknown == ()
     tiny = quick(*runs(sizes=[5e5, 1e6, 2e6, 4e6]))
-    assert sum("was measured on" in w for w in tiny.warnings) == 2
-    assert any("5.7e+07 to 1.6e+10 parameters" in w for w in tiny.warnings)
+    assert sum("was measured on" in w for w in tiny.unknown) == 2
+    assert any("5.7e+07 to 1.6e+10 parameters" in w for w in tiny.unknown)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_a_calibration_is_told_as_exchange_rates_with_their_intervals():
         100 * (1 - 2**-e) for e in (found.e_N, found.e_N_interval.low, found.e_N_interval.high)
     ]
     assert (
-        "Doubling the parameters, and so the time, must buy {:.1f} % lower perplexity "
+        "Doubling the parameters, and so the time, bought about {:.1f} % lower perplexity "
         "({:.1f} to {:.1f} %).".format(*rates)
         in text
     )
