@@ -31,8 +31,8 @@ def explain_calibration(c: Calibration) -> str:
         e, i = getattr(c, name), getattr(c, f"{name}_interval")
         low, high = (f"{bought(v):.1f}" for v in (max(0.0, i.low), i.high))
         lines.append(
-            f"Doubling the {what}, and so the time, bought about {bought(e):.1f} % lower perplexity "
-            f"({low} to {high} %)."
+            f"Doubling the {what}, and so the time, bought about {bought(e):.1f} % lower "
+            f"perplexity ({low} to {high} %)."
         )
     return "\n".join([*lines, *(f"Warning: {w}" for w in c.warnings)])
 
