@@ -72,6 +72,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in ("CostEarlyStopping", "LScore"):  # pytorch_lightning may be there only now
+        import_module(".packages", __name__).join_packages()
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)
 
 

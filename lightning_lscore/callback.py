@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning_utilities.core import rank_zero
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +19,7 @@ from .equation.formula import Formula
 from .heldout.capture import Capture
 from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
+from .packages import Callback
 from .plan import planned_batches
 from .rates import RateWatch
 from .record.record import Record
@@ -32,31 +30,9 @@ from .run.stand_in import StandIn
 from .run.tracker import Tracker
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
-else:
-    _log = rank_zero.log
-    try:  # two packages of the same code, each with a Callback that its command line asks for
-        import pytorch_lightning
-    except ImportError:  # lightning 2.6 brings it along
-        Callback = lightning.pytorch.Callback
-    else:
-        rank_zero.log = _log  # importing it sends Lightning's messages to another logger
+    from lightning.pytorch import LightningModule, Trainer
 
-        class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
-            """A callback of either package."""
-
-
-# What Lightning calls at every step, besides on_train_batch_end.
-_STEP_HOOKS = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-)
-
-
-__all__ = ["Callback", "LScore"]
+__all__ = ["LScore"]
 
 
 class LScore(Callback):
@@ -168,7 +144,6 @@ class LScore(Callback):
         self._quiet = contextlib.ExitStack()  # Lightning's advice that does not fit
         self._stage = ""
         self._restored: Mapping[str, Any] | None = None
-        self._skip_idle_hooks()
 
     @property
     def last_record(self) -> Record | None:
@@ -367,19 +342,6 @@ class LScore(Callback):
     def _tracker(self) -> Tracker:
         assert self.tracker is not None, "Lightning calls setup first"
         return self.tracker
-
-    def _skip_idle_hooks(self) -> None:
-        """Spare each step the hooks that do nothing: Lightning skips what is no function.
-
-        Lightning takes longer to find and profile a hook than LScore needs for a step.
-        """
-        for name in _STEP_HOOKS:
-            own = getattr(type(self), name)
-            idle = own is getattr(Callback, name) or (
-                own is LScore.on_train_batch_start and self._options.flops_per_token != "count"
-            )
-            if idle:
-                setattr(self, name, None)
 
 
 def _directory(trainer: Trainer) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
 from torch.optim import lr_scheduler
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def learning_rates(trainer: Trainer) -> list[float]:

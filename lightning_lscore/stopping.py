@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from .callback import Callback, LScore
+from .callback import LScore
 from .curve.patience import Patience, Verdict
 from .equation.safe_numbers import exp, percent, readable
+from .packages import Callback, lightning_package
 from .rates import learning_rates
+
+if TYPE_CHECKING:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import EarlyStopping
+else:
+    EarlyStopping = lightning_package().callbacks.EarlyStopping
+    MisconfigurationException = lightning_package().utilities.exceptions.MisconfigurationException
 
 _REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
 

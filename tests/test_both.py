@@ -117,12 +117,40 @@ def test_the_command_line_takes_them_with_typed_arguments(package, tmp_path, mon
     assert lscore.formula == FORMULA
 
 
-def test_importing_lscore_leaves_lightnings_logger_as_it_was(tmp_path):
-    """Else what someone set for "lightning.pytorch" would not hold any more."""
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_lscore_changes_nothing_in_the_process(package, tmp_path):
+    """Nor does it import the other package, which would send all messages to its own logger."""
     program = (
-        "import lightning.pytorch, lightning_utilities.core.rank_zero as rank_zero\n"
-        "before = rank_zero.log\n"
-        "from lightning_lscore import LScore\n"
-        "print(rank_zero.log is before)"
+        f"import logging, os, sys, warnings, {package}\n"
+        "import lightning_utilities.core.rank_zero as rank_zero\n"
+        "def loggers():\n"
+        "    known = logging.root.manager.loggerDict\n"
+        "    return {n: (str(one), getattr(one, 'handlers', 0)) for n, one in known.items()}\n"
+        "def state(): return [rank_zero.log, *warnings.filters, dict(os.environ), loggers(),\n"
+        "    sys.meta_path[:], sys.path[:], {n.partition('.')[0] for n in sys.modules}]\n"
+        "before = state()\n"
+        "from lightning_lscore import CostEarlyStopping, LScore, Tracker\n"
+        "before[-1].add('lightning_lscore')\n"
+        "assert state() == before, [pair for pair in zip(state(), before) if pair[0] != pair[1]]\n"
+        f"assert isinstance(LScore(), {package}.Callback)\n"
+        f"assert isinstance(CostEarlyStopping(), {package}.callbacks.EarlyStopping)"
     )
-    assert run_python("-c", program, folder=tmp_path).strip() == "True"
+    run_python("-c", program, folder=tmp_path)
+
+
+def test_a_package_that_is_imported_later_takes_the_callbacks_too(tmp_path):
+    """In a Trainer, as the classes that a command line looks for, and out of a pickle."""
+    program = (
+        "import pickle, sys\n"
+        "from lightning_lscore import CostEarlyStopping, LScore\n"
+        "early = LScore()\n"
+        "assert 'pytorch_lightning' not in sys.modules\n"
+        "import lightning_lscore, pytorch_lightning\n"
+        "for name in ('CostEarlyStopping', 'LScore'):\n"
+        "    assert issubclass(getattr(lightning_lscore, name), pytorch_lightning.Callback)\n"
+        "made = [early, pickle.loads(pickle.dumps(early)), CostEarlyStopping()]\n"
+        "assert all(isinstance(one, pytorch_lightning.Callback) for one in made)\n"
+        "trainer = pytorch_lightning.Trainer(callbacks=early, accelerator='cpu', logger=False)\n"
+        "assert early in trainer.callbacks"
+    )
+    run_python("-c", program, folder=tmp_path)

@@ -15,7 +15,7 @@ PACKAGE = Path(lightning_lscore.__file__).parent
 PARTS = {"heldout", "hardware", "model", "record", "curve", "show"}
 BETWEEN_PARTS = {("heldout", "model"), ("show", "record"), ("show", "curve")}
 LEVEL = {"equation": 0, **dict.fromkeys(PARTS, 1), "run": 2, "": 3}  # "": the doors
-KNOW_LIGHTNING = {"callback", "stopping", "plan", "rates"}
+KNOW_LIGHTNING = {"callback", "packages", "stopping", "plan", "rates"}
 
 
 def modules() -> dict[str, Path]:
