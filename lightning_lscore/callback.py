@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -23,7 +24,7 @@ from .packages import Callback
 from .plan import planned_batches
 from .rates import RateWatch
 from .record.record import Record
-from .run.options import Options, expect
+from .run.options import Options, expect, switch
 from .run.own_measures import OwnMeasure
 from .run.plan import Plan
 from .run.stand_in import StandIn
@@ -127,23 +128,26 @@ class LScore(Callback):
         function = logits_and_labels
         fits = function is None or callable(function)
         expect(fits, "logits_and_labels", "a function or None", function)
-        fits = labels_are_shifted is None or isinstance(labels_are_shifted, bool)
-        expect(fits, "labels_are_shifted", "True, False or None", labels_are_shifted)
+        if labels_are_shifted is not None:
+            labels_are_shifted = switch("labels_are_shifted", labels_are_shifted)
+        from_loss = switch("from_loss", from_loss)
         self.formula = self._options.given_formula
-        self.prefix = prefix
+        self.prefix = self._options.prefix
         # Made once: Lightning asks for it at every hook of every step, for its profiler.
-        self._state_key = self._generate_state_key(prefix=prefix)
+        self._state_key = self._generate_state_key(prefix=self.prefix)
         self.tracker: Tracker | None = None
         """Counts and scores the run; None before ``setup``."""
-        self._before: Tracker | None = None  # of the fit before, until this one has begun
-        self._capture = Capture(function, labels_are_shifted, ignore_index, from_loss)
+        self._capture = Capture(function, labels_are_shifted, self._options.ignore_index, from_loss)
+        self._rates = RateWatch()
+        self._stage = ""
+        self._know_no_trainer()
+
+    def _know_no_trainer(self) -> None:
+        self._fitted = WeakKeyDictionary[Any, Tracker]()  # of each Trainer's newest fit
         self._loaders: list[Any] = []  # for validation
         self._held_out: list[HeldOut] = []  # one for each of them
-        self._rates = RateWatch()
         self._stand_ins: list[Callable[[], None]] = []  # each ends one
         self._quiet = contextlib.ExitStack()  # Lightning's advice that does not fit
-        self._stage = ""
-        self._restored: Mapping[str, Any] | None = None
 
     @property
     def last_record(self) -> Record | None:
@@ -162,22 +166,19 @@ class LScore(Callback):
         if stage == "fit" or self.tracker is None:
             own = {n: partial(f, trainer, pl_module) for n, f in self._options.measures.items()}
             options = {**vars(self._options), "measures": own}
-            self._before = self.tracker
             self.tracker = Tracker(pl_module, warn=rank_zero_warn, tell=rank_zero_info, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tracker, before = self._tracker, self._before
+        tracker, before = self._tracker, self._fitted.get(trainer)
         tracker.directory = _directory(trainer)
-        if self._restored is not None:
-            tracker.load_state_dict(self._restored)
-        elif trainer.global_step and before is not None and before.batches:
+        if trainer.global_step and not tracker.is_restored and before is not None:
             tracker.load_state_dict(before.state_dict())
-        elif trainer.global_step:
+        elif trainer.global_step and not tracker.is_restored:
             tracker.warn_once(
                 f"was not part of the run before step {trainer.global_step}: what was spent until "
                 "then is in none of its measures, and L charges too little."
             )
-        self._restored = self._before = None
+        self._fitted[trainer] = tracker
         self._rates = RateWatch()
         # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
         # EarlyStopping then looks for a value that nothing has logged.
@@ -332,9 +333,22 @@ class LScore(Callback):
         return {} if self.tracker is None else self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state for the fit that follows; validating a checkpoint leaves a run alone."""
+        """Go on with a checkpoint's run in the fit that begins; validating it leaves a run alone.
+
+        Raises:
+            ValueError: if it is not a state that LScore saves.
+        """
         if self._stage == "fit":
-            self._restored = state_dict
+            self._tracker.load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without the fit under way: its Trainer, its data, its model."""
+        theirs = ("_fitted", "_loaders", "_held_out", "_stand_ins", "_quiet")
+        return {name: value for name, value in vars(self).items() if name not in theirs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._know_no_trainer()
 
     # ------------------------------------------------------------------ small things
 

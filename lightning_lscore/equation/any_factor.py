@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from .factor import Factor
 from .measurements import Measurements
-from .safe_numbers import positive, short
+from .safe_numbers import as_number, positive, short
 
 AnyFactor: TypeAlias = Factor | float | Callable[[Measurements], float]
 """A :class:`Factor`, a constant > 0, or a function of the measurements to a number > 0."""
@@ -21,7 +21,7 @@ def checked_factor(letter: str, factor: Any) -> AnyFactor:
     Raises:
         ValueError: if it is none of the three, or a constant that is not a finite number > 0.
     """
-    if isinstance(factor, numbers.Real):
+    if isinstance(factor, numbers.Real) or as_number(factor) is not None:
         return positive(factor, f"Formula.{letter}")
     if not callable(factor):
         raise ValueError(

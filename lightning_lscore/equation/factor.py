@@ -67,6 +67,7 @@ class Factor:
 
     def __post_init__(self) -> None:
         self._check_measure()
+        object.__setattr__(self, "measure", str(self.measure))  # numpy's strings are strings too
         if self.c is None:
             object.__setattr__(self, "c", 0.0 if self.measure in _OF_THE_MODEL else 1.0)
         bounds = {"reference": "> 0", "weight": ">= 0", "c": ">= 0", "idle_price": ">= 0"}

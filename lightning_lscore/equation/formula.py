@@ -75,6 +75,8 @@ class Formula:
         if self.T not in _PERPLEXITIES:
             expected = " or ".join(map(repr, _PERPLEXITIES))
             raise ValueError(f"Formula.T: expected {expected}, got {short(self.T)}.")
+        for name in ("T", "origin"):
+            object.__setattr__(self, name, str(getattr(self, name)))
         for letter, factor in self._letters.items():
             object.__setattr__(self, letter, checked_factor(letter, factor))
         levels = {f.level for f in self._factors if f.level is not None}

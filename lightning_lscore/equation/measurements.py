@@ -182,7 +182,5 @@ def _checked(name: str, value: Any) -> float:
             f"Measurements.{name}: expected a finite number >= 0, got {value!r}. "
             "Leave out what was not measured."
         )
-    if isinstance(value, (int, float)):
-        return value
-    # numpy's, for example, which JSON cannot hold
+    # numpy's, for example, which JSON and checkpoints cannot hold
     return int(value) if isinstance(value, numbers.Integral) else number

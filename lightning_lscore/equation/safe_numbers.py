@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import math
 import numbers
+from decimal import Decimal
 from typing import Any
 
 
 def as_number(value: Any) -> float | None:
-    """Return a real number as a float; None for anything else, also for bools and overflows."""
+    """Return a real number as a float; None for anything else, also for bools and overflows.
+
+    Numbers of numpy and of ``decimal``, and tensors without dimensions, are real numbers too.
+    """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not _is_real(value):
         return None
     try:
         return float(value)
-    except OverflowError:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # too large, or a complex one
         return None
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, (numbers.Real, Decimal)):
+        return True
+    kind = str(getattr(value, "dtype", ""))
+    return getattr(value, "ndim", None) == 0 and ("int" in kind or "float" in kind)
 
 
 def positive(value: Any, what: str) -> float:

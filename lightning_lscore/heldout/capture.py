@@ -70,6 +70,9 @@ class Capture:
         """Whether the alignment was neither declared nor readable from the data."""
         return self._alignment.guessed
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_models": [], "_mesh": None, "_step": None}  # a copy does not listen
+
     # ------------------------------------------------------------------ over a validation
 
     def attach(self, module: nn.Module) -> None:

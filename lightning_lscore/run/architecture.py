@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -26,6 +26,9 @@ class Architecture:
         if flops_per_token is not None and flops_per_token != "count":
             given = FlopsModel.given(flops_per_token)
         self._is_given, self._flops = given is not None, given or flops_of(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": None}  # a copy lets go of it too
 
     @property
     def parameters(self) -> ParameterCount:

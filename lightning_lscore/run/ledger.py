@@ -37,7 +37,7 @@ class Ledger:
             return
         try:
             append_record(path, record)
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:
             self._warn(
                 f"cannot write its record to {path} ({error}); training and logging go on without "
                 "it. Check the folder, or give the Trainer another default_root_dir."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,28 +39,38 @@ class Options:
 
     def __post_init__(self) -> None:
         if isinstance(self.formula, (str, os.PathLike)):
-            object.__setattr__(self, "formula", Formula.load(self.formula))
+            self._keep("formula", Formula.load(self.formula))
         given = self.given_formula
         fits = given is None or isinstance(given, Formula)
         expect(fits, "formula", "a Formula or the path of one", given)
         function = self.count_tokens
         fits = function is None or callable(function)
         expect(fits, "count_tokens", "a function or None", function)
-        expect(isinstance(self.ignore_index, int), "ignore_index", "an integer", self.ignore_index)
         expect(isinstance(self.prefix, str), "prefix", "a string", self.prefix)
+        check_measures(self.measures, given)
+        # What is kept is plain: a checkpoint cannot hold numbers of numpy, for instance.
+        self._keep("ignore_index", integer("ignore_index", self.ignore_index))
+        self._keep("compile", switch("compile", self.compile))
+        self._keep("prefix", str(self.prefix))
+        self._keep("measures", dict(self.measures))
         seconds = as_number(self.sample_interval) or 0.0
-        fits = 0 < seconds < math.inf
-        expect(fits, "sample_interval", "seconds > 0", self.sample_interval)
+        expect(0 < seconds < math.inf, "sample_interval", "seconds > 0", self.sample_interval)
+        self._keep("sample_interval", seconds)
         for name in ("price_per_device_hour", "carbon_intensity"):
             rate = getattr(self, name)
-            number = 0.0 if rate is None else as_number(rate)
-            expect(number is not None and 0 <= number < math.inf, name, "a number >= 0", rate)
-        object.__setattr__(self, "measures", dict(self.measures or {}))
-        check_measures(self.measures, given)
+            if rate is not None:
+                number = as_number(rate)
+                fits = number is not None and 0 <= number < math.inf
+                expect(fits, name, "a number >= 0", rate)
+                self._keep(name, number)
         if self.count_bytes is not None:
-            object.__setattr__(self, "count_bytes", make_count_bytes(self.count_bytes))
+            self._keep("count_bytes", make_count_bytes(self.count_bytes))
         if self.flops_per_token not in (None, "count"):
-            FlopsModel.given(self.flops_per_token)  # type: ignore[arg-type]
+            given_flops = FlopsModel.given(self.flops_per_token)  # type: ignore[arg-type]
+            self._keep("flops_per_token", given_flops.per_token)
+
+    def _keep(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def given_formula(self) -> Formula | None:
@@ -76,3 +87,15 @@ def expect(fits: bool, name: str, expected: str, value: Any) -> None:
     """Raise the ValueError of an argument that does not fit."""
     if not fits:
         raise ValueError(f"{name}: expected {expected}, got {short(value)}.")
+
+
+def integer(name: str, value: Any) -> int:
+    """Return an integer, of numpy for instance, as an int; raise the ValueError otherwise."""
+    expect(hasattr(value, "__index__") and not isinstance(value, bool), name, "an integer", value)
+    return operator.index(value)
+
+
+def switch(name: str, value: Any) -> bool:
+    """Return True or False, of numpy for instance, as a bool; raise the ValueError otherwise."""
+    expect(type(value).__name__ in ("bool", "bool_"), name, "True or False", value)
+    return bool(value)

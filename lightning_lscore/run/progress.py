@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..curve.forecast import predict, thinned
@@ -139,8 +139,20 @@ class Progress:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Progress:
-        """The inverse of :meth:`to_dict`; what is not there starts empty."""
-        kept = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        """The inverse of :meth:`to_dict`; what is not there starts empty.
+
+        Raises:
+            ValueError, TypeError, AttributeError: if it is not what :meth:`to_dict` returned.
+        """
+        previous, reached = (
+            {str(k): float(v) for k, v in state.get(name, {}).items()}
+            for name in ("previous", "reached")
+        )
         # Without a count, as it was before points were means, each is one validation.
-        curve = [[*point, 1][:3] for point in kept.pop("curve", ())]
-        return cls(**kept, curve=curve)
+        curve = [[float(x) for x in (*point, 1)[:3]] for point in state.get("curve", ())]
+        best = [float(x) for x in state.get("best", ())]
+        plain = all(0 <= spent < math.inf and n >= 1 for spent, _, n in curve)
+        if not plain or len(best) not in (0, 2) or (previous and "ln_T" not in previous):
+            raise ValueError(f"no course of a run: previous {previous}, best {best}")
+        how = str(state.get("reached_how", ""))
+        return cls(previous=previous, reached=reached, reached_how=how, curve=curve, best=best)

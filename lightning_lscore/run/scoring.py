@@ -44,7 +44,7 @@ def score_run(
         epoch: None: that of the batches counted.
     """
     spending = state.spending
-    step = spending.batches if step is None else step
+    step = spending.batches if step is None else int(step)
     measured = measure.everything(
         evaluation, spending, segment, parameters, steps=step, own_values=own
     )
@@ -54,7 +54,7 @@ def score_run(
         run=state.id,
         batch=spending.batches,
         step=step,
-        epoch=int(spending.epochs) if epoch is None else epoch,
+        epoch=int(spending.epochs if epoch is None else epoch),
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         measurements=measured,
         score=formula.score(measured),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any
@@ -121,9 +122,17 @@ class Spending:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Spending:
-        """The inverse of :meth:`to_dict`; a missing number is 0."""
-        seen = {k: Totals(**_take(Totals, t)) for k, t in values.get("devices", {}).items()}
-        return cls(**_take(cls, values), devices=seen)
+        """The inverse of :meth:`to_dict`; a missing number is 0.
+
+        Raises:
+            ValueError, TypeError, AttributeError, OverflowError: if these are no such numbers.
+        """
+        seen = {k: _take(Totals, amounts) for k, amounts in values.get("devices", {}).items()}
+        plain = _take(cls, values)
+        for name, value in [*plain.items(), *(row for one in seen.values() for row in one.items())]:
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        return cls(**plain, devices={str(key): Totals(**one) for key, one in seen.items()})
 
 
 # The same on every process, or their maximum.

@@ -5,13 +5,16 @@ Plain numbers, strings, lists and dictionaries only: what ``torch.load(weights_o
 
 from __future__ import annotations
 
+import numbers
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..equation.formula import Formula
+from ..equation.safe_numbers import as_number, positive, short
 from ..model.parameters import ParameterCount
+from ..record.json_numbers import hours
 from ..record.record import Record
 from .plan import Plan
 from .progress import Progress
@@ -73,17 +76,18 @@ class RunState:
 
     def to_dict(self, spending: Spending) -> dict[str, Any]:
         """Return the state for a checkpoint, with what was spent up to this moment."""
-        return {
+        state = {
             "schema": SCHEMA,
             "run": self.id,
             "spent": spending.to_dict(),
             "lost_device_hours": self.lost_device_hours,
             "planned_batches": self.planned_batches,
             "formula": None if self.formula is None else self.formula.to_dict(),
-            "logged": dict(self.logged),
-            "fingerprints": list(self.fingerprints),
+            "logged": self.logged,
+            "fingerprints": self.fingerprints,
             **self.progress.to_dict(),
         }
+        return {name: _plain(value) for name, value in state.items()}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], given: Formula | None) -> RunState:
@@ -94,27 +98,56 @@ class RunState:
             given: the user's formula, which counts before the one in the checkpoint.
 
         Raises:
-            ValueError: if the state is of another schema or incomplete, or its formula holds a
-                function and ``given`` is None.
+            ValueError: if it is anything but a state that ``to_dict`` returned, or its formula
+                holds a function and ``given`` is None.
         """
-        if state.get("schema") != SCHEMA:
-            raise ValueError(f"expected schema {SCHEMA}, got {state.get('schema')!r}")
+        if not isinstance(state, Mapping) or state.get("schema") != SCHEMA:
+            schema = state.get("schema") if isinstance(state, Mapping) else state
+            raise ValueError(f"expected schema {SCHEMA}, got {short(schema)}")
         if not state.keys() >= _REQUIRED:
-            lacking = ", ".join(sorted(_REQUIRED - state.keys()))
-            raise ValueError(
-                f"expected the state that LScore saves, got one without {lacking}. Was the "
-                "checkpoint edited? Without LScore's state, the run is counted from here on."
-            )
+            raise _no_state(f"without {', '.join(sorted(_REQUIRED - state.keys()))}")
         saved = state["formula"]
         # Under another formula the course so far means nothing: its T or level may differ.
         same = given is None or given.to_dict() == saved
-        return cls(
-            id=state["run"],
-            spending=Spending.from_dict(state["spent"]),
-            lost_device_hours=state.get("lost_device_hours", 0.0),
-            planned_batches=state["planned_batches"],
-            formula=given if given is not None or saved is None else Formula.from_dict(saved),
-            logged=dict(state["logged"]),
-            fingerprints=tuple(state.get("fingerprints", ())),
-            progress=Progress.from_dict(state) if same else Progress(),
-        )
+        formula = given if given is not None or saved is None else Formula.from_dict(saved)
+        planned = state["planned_batches"]
+        try:
+            return cls(
+                id=_text(state["run"]),
+                spending=Spending.from_dict(state["spent"]),
+                lost_device_hours=hours(state.get("lost_device_hours", 0.0)),
+                planned_batches=None if planned is None else positive(planned, "planned_batches"),
+                formula=formula,
+                logged={_text(key): float(value) for key, value in state["logged"].items()},
+                fingerprints=tuple(map(_text, state.get("fingerprints", ()))),
+                progress=Progress.from_dict(state) if same else Progress(),
+            )
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+            raise _no_state(f"that cannot be read ({error})") from error
+
+
+def _no_state(what: str) -> ValueError:
+    return ValueError(
+        f"expected the state that LScore saves, got one {what}. Was the checkpoint edited? Without "
+        "LScore's state, the run is counted from here on."
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, got {short(value)}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A copy of the value in Python's own types, which alone a checkpoint can hold."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, numbers.Integral):  # of numpy
+        return int(value)
+    number = as_number(value)
+    return str(value) if number is None else number

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
+from ..equation.safe_numbers import positive
 from ..hardware.devices import find_devices
 from ..heldout.evaluation import Evaluation
 from ..heldout.held_out import HeldOut
@@ -28,6 +31,7 @@ from .own_measures import OwnMeasure, values_of
 from .plan import Plan
 from .scoring import score_run
 from .segment import Segment
+from .spending import Spending
 from .state import RunState
 
 
@@ -113,8 +117,8 @@ class Tracker:
             sample_interval=sample_interval,
             prefix=prefix,
         )
-        fits = planned_tokens is None or 0 < planned_tokens < math.inf
-        expect(fits, "planned_tokens", "a finite number > 0", planned_tokens)
+        if planned_tokens is not None:
+            planned_tokens = positive(planned_tokens, "planned_tokens")
         self.plan = Plan(tokens=planned_tokens)
         """How far the run is set to go; replace it when that changes."""
         self.precision = precision
@@ -159,6 +163,11 @@ class Tracker:
         """Micro-batches that this process has counted, and those before a resume."""
         segment = self._segment
         return self._state.spending.batches if segment is None else segment.batches
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether it goes on with a run that was saved."""
+        return self._resumed
 
     @property
     def is_training(self) -> bool:
@@ -457,10 +466,13 @@ class Tracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's memory up to this moment, in plain values. Not collective."""
+        return self._state.to_dict(self._spent())
+
+    def _spent(self) -> Spending:
         if self._segment is None:
-            return self._state.to_dict(self._state.spending)
+            return self._state.spending
         with self._segment.uncharged():
-            return self._state.to_dict(self._segment.total())
+            return self._segment.total()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the run of a checkpoint. Call it before training begins.
@@ -478,6 +490,14 @@ class Tracker:
                 "was given another formula than the one in the checkpoint, and uses the one given. "
                 "L before and after do not compare."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is closed: it has what was counted, and neither the model nor the devices."""
+        options = copy.copy(self._options)
+        object.__setattr__(options, "measures", {})  # functions of the loop
+        state = replace(self._state, spending=self._spent())
+        ours: dict[str, Any] = {"_segment": None, "_held_out": [], "_options": options}
+        return {**vars(self), **ours, "_state": state}
 
     def close(self) -> None:
         """End the run on this process, and let go of the model; waits for no other process.

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,11 +101,13 @@ RUNS = st.builds(
     fingerprints=st.lists(st.text(), max_size=2).map(tuple),
     progress=st.builds(
         Progress,
-        previous=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
+        previous=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3).map(
+            lambda amounts: amounts and {**amounts, "ln_T": 1.0}
+        ),
         reached=st.dictionaries(st.text(), st.floats(0, 1e30), max_size=3),
         reached_how=st.text(),
-        curve=st.lists(st.lists(st.floats(0, 1e9), min_size=3, max_size=3), max_size=3),
-        best=st.lists(st.floats(-9, 1e9), max_size=2),
+        curve=st.lists(st.lists(st.floats(1, 1e9), min_size=3, max_size=3), max_size=3),
+        best=st.just([]) | st.lists(st.floats(-9, 1e9), min_size=2, max_size=2),
     ),
 )
 
@@ -181,6 +186,54 @@ def test_a_state_that_lacks_a_key_is_a_value_error_that_names_it(key):
     del state[key]
     with pytest.raises(ValueError, match=f"one without {key}"):
         RunState.from_dict(state, None)
+
+
+SPOILED = [
+    ("run", 7), ("run", None), ("spent", []), ("spent", {"tokens": "many"}), ("spent", None),
+    ("spent", {"tokens": -1}), ("spent", {"cost": math.nan}), ("spent", {"devices": {"a": 1}}),
+    ("spent", {"batches": math.inf}), ("lost_device_hours", -1.0), ("lost_device_hours", "1"),
+    ("planned_batches", 0), ("planned_batches", "x"), ("planned_batches", [1]),
+    ("formula", 3), ("formula", {"lscore_formula": 1, "D": "x"}), ("formula", {"D": {}}),
+    ("logged", 1), ("logged", {"L": []}), ("logged", {1: 1.0}), ("fingerprints", 5),
+    ("fingerprints", [None]), ("previous", {"tokens": 1.0}), ("previous", [1]), ("curve", 4),
+    ("curve", [[1]]), ("curve", [[1.0, math.inf, -2]]), ("curve", [["a", 1, 1]]), ("best", [1.0]),
+    ("best", {"a": 1}), ("reached", {"tokens": None}), ("spent", {"tokens": 1e400}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), SPOILED, ids=str)
+def test_a_state_that_was_tampered_with_is_a_value_error(key, value):
+    """The one that is documented, whatever is wrong."""
+    state = {**RunState().to_dict(Spending()), key: value}
+    with pytest.raises(ValueError, match="expected"):
+        RunState.from_dict(state, None)
+
+
+@pytest.mark.parametrize("state", [None, 3, [], "state", {}])
+def test_what_is_no_state_at_all_is_a_value_error(state):
+    with pytest.raises(ValueError, match="expected schema 1"):
+        RunState.from_dict(state, None)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, torch.tensor, Decimal])
+def test_numbers_of_other_libraries_enter_no_checkpoint(kind):
+    """Loading it with weights_only would refuse the whole checkpoint."""
+    run = RunState(
+        spending=Spending(tokens=kind(3), cost=kind(2), devices={"a": Totals(readings=kind(1))}),
+        lost_device_hours=kind(1),
+        planned_batches=kind(9),
+        formula=Formula(D=Factor(np.str_("tokens"), kind(5), kind(1), c=kind(2)), A=kind(1)),
+        logged={np.str_("L"): kind(2)},
+        progress=Progress(curve=[[kind(1), kind(2), kind(3)]], best=[kind(1), kind(2)]),
+    )
+    file = io.BytesIO()
+    torch.save(run.to_dict(run.spending), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert json.loads(json.dumps(state)) == state
+    again = RunState.from_dict(state, None)
+    assert (again.spending.tokens, again.spending.cost, again.logged) == (3, 2.0, {"L": 2.0})
+    assert again.formula == Formula(D=Factor("tokens", 5, 1, c=2), A=1)
 
 
 # ---------------------------------------------------------------- what was lost
