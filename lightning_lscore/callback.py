@@ -129,7 +129,8 @@ class LScore(Callback):
         fits = function is None or callable(function)
         expect(fits, "logits_and_labels", "a function or None", function)
         if labels_are_shifted is not None:
-            labels_are_shifted = switch("labels_are_shifted", labels_are_shifted)
+            expected = "True, False or None"
+            labels_are_shifted = switch("labels_are_shifted", labels_are_shifted, expected)
         from_loss = switch("from_loss", from_loss)
         self.formula = self._options.given_formula
         self.prefix = self._options.prefix
@@ -225,9 +226,11 @@ class LScore(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        super().on_exception(trainer, pl_module, exception)
         self._stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._stop()
 
     def _stop(self) -> None:
@@ -344,7 +347,7 @@ class LScore(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without the fit under way: its Trainer, its data, its model."""
         theirs = ("_fitted", "_loaders", "_held_out", "_stand_ins", "_quiet")
-        return {name: value for name, value in vars(self).items() if name not in theirs}
+        return {name: value for name, value in super().__getstate__().items() if name not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Callback", "join_packages", "lightning_package"]
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
+_LENT = ("log", "log_dict")
 
 
 def lightning_package() -> ModuleType:
@@ -35,6 +36,22 @@ class Callback(_Callback):
     def __new__(cls, *_: Any, **__: Any) -> Any:
         join_packages()
         return super().__new__(cls)
+
+    # Lightning lends each callback methods of the module, and never takes them back: with them, a
+    # callback would hold the model and its data, and so would its copies.
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._give_back()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for name in _LENT:
+            vars(self).pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _LENT}
 
 
 def join_packages() -> None:

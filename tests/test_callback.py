@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
+import gc
 import itertools
 import math
 import pickle
+import weakref
 
 import lightning.pytorch as pl
 import pynvml
@@ -15,7 +19,6 @@ from conftest import LENGTH, VOCABULARY, HuggingFaceLM, PlainLM, loader, referen
 from fake_nvml import OTHER_UUID, Draws, FakeGpu, FakeNvml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
@@ -376,32 +379,13 @@ def test_no_forward_or_backward_pass_is_added(trainer):
     assert counts[0] == counts[1]
 
 
-STEP_HOOKS = {
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-}
-
-
-@pytest.mark.parametrize(
-    ("lscore", "called"),
-    [
-        (lambda: LScore(), {"on_train_batch_end"}),
-        (
-            lambda: LScore(flops_per_token="count"),
-            {"on_train_batch_start", "on_train_batch_end"},
-        ),
-    ],
-)
-def test_a_step_calls_only_the_hooks_that_do_something(lscore, called, trainer):
-    profiler = SimpleProfiler()
-    t = trainer(lscore(), profiler=profiler)
-    t.fit(PlainLM(), loader(8), loader(4))
-    ours = {name.rpartition(".")[2] for name in profiler.recorded_durations if "LScore" in name}
-    assert ours & STEP_HOOKS == called
+def test_every_hook_is_a_function():
+    """For whoever calls them: a list of callbacks in one, a wrapper, a test."""
+    lscore, arguments = LScore(), {"flops_per_token": "count"}
+    for name in (name for name in dir(pl.Callback) if name.startswith("on_")):
+        assert callable(getattr(lscore, name))
+        assert callable(getattr(LScore(**arguments), name))
+    assert lscore.on_after_backward(None, None) is None
 
 
 def test_a_subclass_may_use_the_hooks_that_lscore_does_not(trainer):
@@ -701,6 +685,48 @@ def test_a_second_fit_of_the_same_trainer_goes_on_counting(trainer):
     assert lscore.last_record.batch == 4
 
 
+class FailsAtFirst(pl.Callback):
+    """As a data set that is not mounted does: after the checkpoint was loaded, before a step."""
+
+    fails = True
+
+    def on_sanity_check_start(self, trainer, pl_module):
+        if self.fails:
+            raise RuntimeError("not mounted")
+
+
+def test_a_resume_that_fails_before_its_first_step_leaves_nothing_behind(trainer, tmp_path):
+    """Neither in the next fit, which is another run, nor out of a checkpoint saved meanwhile."""
+    first, lscore = LScore(), LScore()
+    t = trainer(first, max_epochs=2)
+    t.fit(PlainLM(), loader(8), loader(4))
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    t = trainer(lscore, FailsAtFirst(), max_epochs=4, num_sanity_val_steps=1)
+    with pytest.raises(RuntimeError, match="not mounted"):
+        t.fit(PlainLM(), loader(8), loader(4), ckpt_path=tmp_path / "a.ckpt")
+    assert lscore.state_dict()["spent"] == first.state_dict()["spent"]
+    trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 8 * 12
+    assert lscore.last_record.run != first.last_record.run
+
+
+def test_a_fit_that_fails_before_its_first_step_loses_nothing_of_those_before(trainer):
+    """Of the same Trainer; what another Trainer did meanwhile is another run."""
+    lscore, model, guard = LScore(), PlainLM(), FailsAtFirst()
+    guard.fails = False
+    t = trainer(lscore, guard, num_sanity_val_steps=1)
+    t.fit(model, loader(8), loader(4))
+    run = lscore.last_record.run
+    trainer(lscore).fit(PlainLM(), loader(12), loader(4))
+    guard.fails, t.fit_loop.max_epochs = True, 2
+    with pytest.raises(RuntimeError, match="not mounted"):
+        t.fit(model, loader(8), loader(4))
+    guard.fails = False
+    t.fit(model, loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 2 * 8 * 12
+    assert lscore.last_record.run == run
+
+
 def test_checkpoints_load_with_weights_only_and_keep_the_formula(trainer, tmp_path):
     save = ModelCheckpoint(tmp_path / "c", monitor="L")
     trainer(LScore(BY_TOKENS), save).fit(PlainLM(), loader(8), loader(4))
@@ -891,11 +917,73 @@ def test_an_exception_ends_the_thread_and_removes_the_hooks(trainer):
     assert not [t for t in threading.enumerate() if "lscore" in t.name]
 
 
-def test_it_pickles_before_and_after_a_fit(trainer):
-    lscore = LScore()
-    pickle.loads(pickle.dumps(lscore))
-    trainer(lscore).fit(PlainLM(), loader(8), loader(4))
-    pickle.loads(pickle.dumps(lscore))
+def amount(trainer, pl_module):
+    return 1.0
+
+
+class Copies(pl.Callback):
+    """Copies and pickles the first callback, wherever it is called."""
+
+    def __init__(self):
+        self.made = {}
+
+    def _copy(self, where, trainer):
+        lscore = trainer.callbacks[0]
+        self.made[where] = [copy.deepcopy(lscore), pickle.loads(pickle.dumps(lscore))]
+
+    def on_train_batch_end(self, trainer, *_):
+        self._copy("a step", trainer)
+
+    def on_validation_batch_end(self, trainer, *_):
+        self._copy("a validation's step", trainer)
+
+    def on_validation_end(self, trainer, *_):
+        self._copy("a validation", trainer)
+
+    def on_train_end(self, trainer, *_):
+        self._copy("the end", trainer)
+
+
+def test_it_is_copied_and_pickled_before_during_and_after_a_fit(trainer):
+    """A copy has what was counted by then, begins another run afresh, and is small."""
+    lscore, copies = LScore(measures={"one": amount}), Copies()
+    copies._copy("before", trainer(lscore))
+    t = trainer(lscore, copies)
+    t.fit(PlainLM(), loader(8), loader(4))
+    copies._copy("after", t)
+    assert set(copies.made) == {
+        *("before", "a step", "a validation's step", "a validation", "the end", "after")
+    }
+    for both in copies.made.values():
+        for one in both:
+            assert len(pickle.dumps(one)) < 2**15
+            assert one.state_key == lscore.state_key
+    for one in copies.made["a step"] + copies.made["after"]:
+        assert one.tracker.batches == 2
+        assert one.state_dict()["spent"]["tokens"] == 8 * 12
+    for one in copies.made["after"]:
+        assert one.last_record == lscore.last_record
+        trainer(one).fit(PlainLM(), loader(4), loader(4))
+        assert one.last_record.measurements.tokens == 4 * 12
+    assert lscore.last_record.measurements.tokens == 8 * 12
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_a_fit_it_keeps_neither_model_nor_data_alive(fails, trainer):
+    class Model(PlainLM):
+        def validation_step(self, batch, batch_idx):
+            if fails and batch_idx:
+                raise RuntimeError("the user's own")
+            return super().validation_step(batch, batch_idx)
+
+    lscore = LScore(measures={"one": lambda *_: 1.0})
+    model, train, held_out = Model(), loader(8), loader(8)
+    alive = [weakref.ref(model), weakref.ref(train.dataset), weakref.ref(held_out.dataset)]
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        trainer(lscore, num_sanity_val_steps=0).fit(model, train, held_out)
+    del model, train, held_out
+    gc.collect()
+    assert [one() for one in alive] == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 import lightning_lscore
 
@@ -71,6 +72,26 @@ def test_the_meters_need_neither_torch_nor_a_vendors_library(module):
     """Reading devices is apart from training on them."""
     found = imported_by(f"import lightning_lscore.hardware.{module}")
     assert not (HEAVY | {"pynvml"}) & found
+
+
+PLAIN_FIT = """
+import sys, transformers, warnings
+sys.path.insert(0, FOLDER)
+import lightning.pytorch as pl
+from conftest import PlainLM, loader
+from lightning_lscore import LScore
+trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[LScore()], logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+warnings.simplefilter("ignore")
+trainer.fit(PlainLM(), loader(8), loader(4))
+print({"accelerate", "transformers.modeling_utils"} & set(sys.modules))
+"""
+
+
+def test_a_fit_of_a_plain_module_imports_no_transformers(tmp_path):
+    """Asking the lazy module transformers for a class would: a second, and a warning filter."""
+    program = PLAIN_FIT.replace("FOLDER", repr(str(Path(__file__).parent)))
+    assert run_python("-c", program, folder=tmp_path).splitlines()[-1] == "set()"
 
 
 def test_the_boundary_check_can_fail():

@@ -95,7 +95,7 @@ def integer(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def switch(name: str, value: Any) -> bool:
+def switch(name: str, value: Any, expected: str = "True or False") -> bool:
     """Return True or False, of numpy for instance, as a bool; raise the ValueError otherwise."""
-    expect(type(value).__name__ in ("bool", "bool_"), name, "True or False", value)
+    expect(type(value).__name__ in ("bool", "bool_"), name, expected, value)
     return bool(value)

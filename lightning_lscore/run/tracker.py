@@ -26,7 +26,7 @@ from ..record.record import Record
 from . import processes
 from .architecture import Architecture
 from .ledger import Ledger
-from .options import Options, expect
+from .options import Options
 from .own_measures import OwnMeasure, values_of
 from .plan import Plan
 from .scoring import score_run
