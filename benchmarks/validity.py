@@ -1,24 +1,28 @@
 """Do L, its stopping rule, its prediction and its calibration keep their promises on real runs?
 
     python benchmarks/validity.py          on the public runs in benchmarks/data
-    python benchmarks/validity.py --curves mine.csv --finished mine_too.csv --weights 0.05
+    python benchmarks/validity.py --curves mine.csv more.csv --json rows.json --weights 0.05
+
+Curves are CSV files with the columns set, curve, spent and loss, and, where known, parameters,
+planned (the end of the plan, in the unit of spent) and learning_rate.
 
 Stopping: each curve is replayed under the default formula (reference: the end of its plan; tokens
 and machine time both proportional to ``spent``), once whole ("scratch") and once from its second
 half alone ("warm"). A warm curve stands for a run that starts from a trained model: its spending
-counts from the half's first validation, and its reference is what remains of the plan. Rules:
-Lightning's EarlyStopping on L with a patience of 3 validations; 25 % more spending than at the best
-L and 2 validations without improvement; Patience.
+counts from the half's first validation, and its reference is what remains of the plan.
+CostEarlyStopping decides by the code that ships. It knows a logged learning rate to the end of the
+run, as it does where a scheduler can be asked; where none was logged the rate is unknown to it. Two
+more rows take every rate for unknown, and a decay for still ahead at each validation.
 
-    first      share of curves whose best L is their first validation
     within     share of curves whose best L up to the stop is within 1 % of the whole curve's
-    regret     ln(best L up to the stop / best L of the whole curve), mean and worst [nats]
+    saved      share of the recorded spending that was saved, mean
+    early      share of curves that were stopped before their best L
     lost       lowest loss up to the stop - lowest loss of the whole curve, mean [nats]
-    saved      share of the planned spending that was saved
-    after      spending after the whole curve's best L, as a share of the plan, mean; 0 where the
-               rule stopped before it
-    after|25%  the same over the curves on which the 25 % rule also ends within 1 %, since a rule
-               that stops before the best point looks thrifty in "after"
+    after      spending after the whole curve's best L, as a share of the recorded spending, mean; 0
+               where the rule stopped before it
+
+Then comes each set, start and weight in which an EarlyStopping on the loss, or one of Prechelt's
+criteria, saves more than CostEarlyStopping and ends within 1 % as often.
 
 Prediction: each curve, whole and its second half alone, is cut at 25, 40, 60 and 80 % of its plan,
 and the best L of the whole curve is predicted from the part before the cut.
@@ -36,14 +40,16 @@ Calibration: weights from random subsets of the finished runs against those from
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from public_curves import LEAST, BadFile, Curve, number, read_curves, read_rows
+from stopping_rules import OURS, Rule, all_rules
 
 from lightning_lscore import Factor
 from lightning_lscore.curve.calibrate import calibrate
@@ -54,78 +60,9 @@ from lightning_lscore.equation.prediction import Prediction
 DATA = Path(__file__).parent / "data"
 ONE_PERCENT = math.log(1.01)
 CUTS = (0.25, 0.4, 0.6, 0.8)
-LEAST = 4  # validations in a curve; shorter ones are left out
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run's validations. ``spent`` is a share of the plan, which ends at 1."""
-
-    name: str
-    spent: tuple[float, ...]
-    loss: tuple[float, ...]
-
-    def warm(self) -> Curve | None:
-        """Return the second half of the validations as a run of its own."""
-        half = len(self.spent) // 2
-        spent, loss = self.spent[half:], self.loss[half:]
-        if len(spent) < LEAST:
-            return None
-        plan = spent[-1] - spent[0]
-        return Curve(self.name, tuple((s - spent[0]) / plan for s in spent), loss)
-
-    def thinned(self, every: int) -> Curve | None:
-        """Keep every ``every``-th validation, the last, and a first one at no spending."""
-        last = len(self.spent) - 1
-        first = 0 if self.spent[0] == 0 else every - 1
-        keep = sorted({*range(first, last, every), last})
-        if len(keep) < LEAST:
-            return None
-        return Curve(
-            self.name, tuple(self.spent[i] for i in keep), tuple(self.loss[i] for i in keep)
-        )
 
 
 # ---------------------------------------------------------------------- stopping
-
-Rule = Callable[[Curve, Sequence[float]], int]
-"""(curve, ln f at each validation) -> index of the validation at which the rule stops."""
-
-
-def early_stopping(curve: Curve, ln_f: Sequence[float]) -> int:
-    """Stop as Lightning's EarlyStopping(monitor="L", patience=3) does."""
-    return _first(curve, ln_f, lambda waited, now, best: waited >= 3)
-
-
-def quarter(curve: Curve, ln_f: Sequence[float]) -> int:
-    """Stop at 1.25 times the spending at the best L, after two validations without improvement."""
-    return _first(curve, ln_f, lambda waited, now, best: waited >= 2 and now >= 1.25 * best)
-
-
-def _first(curve: Curve, ln_f: Sequence[float], enough: Callable[[int, float, float], bool]) -> int:
-    best, at = math.inf, 0
-    for i, (loss, price) in enumerate(zip(curve.loss, ln_f, strict=True)):
-        if loss + price < best:
-            best, at = loss + price, i
-        elif enough(i - at, curve.spent[i], curve.spent[at]):
-            return i
-    return len(curve.loss) - 1
-
-
-def by_patience(tolerance: float, certainty: float) -> Rule:
-    """Return the package's rule."""
-
-    def rule(curve: Curve, ln_f: Sequence[float]) -> int:
-        patience = Patience(tolerance, certainty=certainty)
-        for i, (loss, price) in enumerate(zip(curve.loss, ln_f, strict=True)):
-            verdict = patience.update(
-                ln_T=loss, ln_f=price, spent=curve.spent[i], planned=1, ln_f_at_end=0
-            )
-            if verdict.stop:
-                return i
-        return len(curve.loss) - 1
-
-    return rule
 
 
 def price(curve: Curve, weight: float) -> list[float]:
@@ -139,72 +76,110 @@ def price_at(spent: float, weight: float) -> float:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a rule did on one curve."""
+class Row:
+    """How a rule did on the curves of a set."""
 
-    regret: float
-    lost: float
+    set: str
+    start: str
+    weight: float
+    rule: str
+    within: float
     saved: float
+    early: float
+    lost: float
     after: float
+    curves: int
+    logged: int
+    """Curves of which the learning rate was logged."""
 
-    @property
-    def within(self) -> bool:
-        return self.regret <= ONE_PERCENT
+    def beats(self, other: Row) -> bool:
+        """Whether it saves more, and ends within 1 % of the best L as often."""
+        return self.within >= other.within and self.saved > other.saved + 1e-9
 
 
-def outcome(curve: Curve, ln_f: Sequence[float], stop: int) -> Outcome:
-    ln_L = [loss + price for loss, price in zip(curve.loss, ln_f, strict=True)]
-    best = ln_L.index(min(ln_L))
-    return Outcome(
-        regret=min(ln_L[: stop + 1]) - ln_L[best],
-        lost=min(curve.loss[: stop + 1]) - min(curve.loss),
-        saved=1 - curve.spent[stop],
-        after=max(0.0, curve.spent[stop] - curve.spent[best]),
+def row(
+    name: str, start: str, weight: float, rule: str, stops: Rule, curves: Sequence[Curve]
+) -> Row:
+    """Run a rule on curves, and average what it did."""
+    done = []
+    for curve in curves:
+        ln_f = price(curve, weight)
+        stop = stops(curve, ln_f)
+        ln_L = [loss + p for loss, p in zip(curve.loss, ln_f, strict=True)]
+        best, end = ln_L.index(min(ln_L)), curve.spent[-1]
+        regret = min(ln_L[: stop + 1]) - ln_L[best]
+        done.append(
+            (
+                regret <= ONE_PERCENT,
+                1 - curve.spent[stop] / end,
+                stop < best,
+                min(curve.loss[: stop + 1]) - min(curve.loss),
+                max(0.0, curve.spent[stop] - curve.spent[best]) / end,
+            )
+        )
+    within, saved, early, lost, after = (
+        float(np.mean(column)) for column in zip(*done, strict=True)
     )
+    logged = sum(c.is_logged for c in curves)
+    return Row(name, start, weight, rule, within, saved, early, lost, after, len(curves), logged)
+
+
+def groups(sets: dict[str, list[Curve]]) -> Iterator[tuple[str, str, list[Curve]]]:
+    """Yield the curves of each set, and those of all sets that overfit, from each start."""
+    overfitting = [c for curves in sets.values() for c in curves if c.overfits]
+    named = {**sets, "all that overfit": overfitting} if overfitting else sets
+    for name, whole in named.items():
+        for start, curves in (("scratch", whole), ("warm", [c.warm() for c in whole])):
+            if kept := [c for c in curves if c]:
+                yield name, start, kept
 
 
 def stopping_tables(
-    sets: dict[str, list[Curve]], weights: Sequence[float], every: Sequence[int], patience: Rule
+    sets: dict[str, list[Curve]],
+    weights: Sequence[float],
+    every: Sequence[int],
+    rules: dict[str, Rule],
+    rows: list[Row],
 ) -> Iterator[str]:
-    rules = {"EarlyStopping(3)": early_stopping, "25 %": quarter, "Patience": patience}
-    for name, whole in sets.items():
-        for start, curves in (("scratch", whole), ("warm", [c.warm() for c in whole])):
-            for step in every:
-                kept = [t for c in curves if c and (t := c.thinned(step))]
-                if not kept:
-                    continue
-                thin = "" if step == 1 else f", every {step} validations"
-                yield f"\n{name}, {start}{thin}: {len(kept)} curves"
-                yield (
-                    "     W  first  rule               within   regret mean / worst     lost"
-                    "   saved   after  after|25%"
-                )
-                for weight in weights:
-                    yield from _rows(kept, weight, rules)
+    """Yield the tables, and add the rows of unthinned curves to ``rows``."""
+    for name, start, curves in groups(sets):
+        for step in every:
+            kept = [t for c in curves if (t := c.thinned(step))]
+            if not kept:
+                continue
+            thin = "" if step == 1 else f", every {step} validations"
+            logged = sum(c.is_logged for c in kept)
+            yield (
+                f"\n{name}, {start}{thin}: {len(kept)} curves, the learning rate of {logged} of "
+                "them logged, of the rest unknown"
+            )
+            yield f"     W  {'rule':35s}  within   saved   early    lost   after"
+            for weight in weights:
+                for rule, stops in rules.items():
+                    r = row(name, start, weight, rule, stops, kept)
+                    if step == 1:
+                        rows.append(r)
+                    yield (
+                        f"  {weight:4g}  {rule:35s}  {r.within:6.1%}  {r.saved:6.1%}"
+                        f"  {r.early:6.1%}  {r.lost:.4f}  {r.after:6.1%}"
+                    )
 
 
-def _rows(curves: Sequence[Curve], weight: float, rules: dict[str, Rule]) -> Iterator[str]:
-    prices = [price(c, weight) for c in curves]
-    first = np.mean(
-        [int(np.argmin(np.add(c.loss, p))) == 0 for c, p in zip(curves, prices, strict=True)]
+def losses(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield where a rival beats ours."""
+    ours = {(r.set, r.start, r.weight): r for r in rows if r.rule == OURS}
+    rivals = [r for r in rows if "on loss" in r.rule or "Prechelt" in r.rule]
+    found = [(ours[r.set, r.start, r.weight], r) for r in rivals]
+    lost = [(mine, r) for mine, r in found if r.beats(mine)]
+    yield (
+        f"CostEarlyStopping is beaten in {len(lost)} of {len(found)} comparisons: the rival saves "
+        "more, and ends within 1 % of the best L as often."
     )
-    done = {
-        name: [outcome(c, p, rule(c, p)) for c, p in zip(curves, prices, strict=True)]
-        for name, rule in rules.items()
-    }
-    also = [o.within for o in done["25 %"]]
-    for name, results in done.items():
-        fair = [o for o, fine in zip(results, also, strict=True) if fine]
+    for mine, r in lost:
         yield (
-            f"  {weight:4g}  {first:5.1%}  {name:17s}  {_mean(results, 'within'):6.1%}"
-            f"      {_mean(results, 'regret'):.4f} / {max(o.regret for o in results):.4f}"
-            f"  {_mean(results, 'lost'):.4f}  {_mean(results, 'saved'):6.1%}"
-            f"  {_mean(results, 'after'):6.1%}     {_mean(fair, 'after'):6.1%}"
+            f"  {r.set}, {r.start}, W {r.weight:g}: {r.rule} saves {r.saved:.1%} within "
+            f"{r.within:.1%}, CostEarlyStopping {mine.saved:.1%} within {mine.within:.1%}"
         )
-
-
-def _mean(outcomes: Sequence[Outcome], what: str) -> float:
-    return float(np.mean([getattr(o, what) for o in outcomes])) if outcomes else math.nan
 
 
 # ---------------------------------------------------------------------- prediction
@@ -362,71 +337,11 @@ def calibration_tables(
 # ---------------------------------------------------------------------- files
 
 
-class BadFile(Exception):
-    """An unusable file; the message says where it is wrong and what to do."""
-
-
-def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in columns if c not in (reader.fieldnames or [])]
-            if missing:
-                raise BadFile(
-                    f"{path}: expected the columns {', '.join(columns)}, got "
-                    f"{', '.join(reader.fieldnames or ['nothing'])}. Add {', '.join(missing)}."
-                )
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadFile(f"{path}: expected a readable CSV file in UTF-8, got: {error}.") from error
-
-
-def _cell(path: Path, line: int, row: dict[str, str], column: str) -> float:
-    try:
-        value = float(row[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise BadFile(
-            f"{path}, line {line}: expected a finite number >= 0 in {column}, got "
-            f"{row[column]!r}. Leave out the row."
-        )
-    return value
-
-
-def read_curves(path: Path) -> tuple[dict[str, list[Curve]], int]:
-    """Return the curves by set, and how many were too short."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for line, row in _read(path, ("set", "curve", "spent", "loss")):
-        curve = points.setdefault((row["set"], row["curve"]), [])
-        spent, loss = (_cell(path, line, row, c) for c in ("spent", "loss"))
-        if curve and spent <= curve[-1][0]:
-            raise BadFile(
-                f"{path}, line {line}: expected spent to grow along curve {row['curve']!r}, got "
-                f"{spent:g} after {curve[-1][0]:g}. Sort the rows, and drop repeated validations."
-            )
-        curve.append((spent, loss))
-    sets: dict[str, list[Curve]] = {}
-    short = 0
-    for (group, name), curve in points.items():
-        if len(curve) < LEAST:
-            short += 1
-            continue
-        plan = curve[-1][0]
-        sets.setdefault(group, []).append(
-            Curve(name, tuple(s / plan for s, _ in curve), tuple(y for _, y in curve))
-        )
-    if not sets:
-        raise BadFile(f"{path}: expected curves of at least {LEAST} validations, got none.")
-    return sets, short
-
-
 def read_finished(path: Path) -> dict[str, list[tuple[float, float, float]]]:
     """Return (parameters, tokens, loss) of the finished runs, by set."""
     sets: dict[str, list[tuple[float, float, float]]] = {}
-    for line, row in _read(path, ("set", "parameters", "tokens", "loss")):
-        N, D, loss = (_cell(path, line, row, c) for c in ("parameters", "tokens", "loss"))
+    for line, row in read_rows(path, ("set", "parameters", "tokens", "loss")):
+        N, D, loss = (number(path, line, row, c) for c in ("parameters", "tokens", "loss"))
         sets.setdefault(row["set"], []).append((N, D, loss))
     if not sets:
         raise BadFile(f"{path}: expected finished runs, got no rows.")
@@ -463,7 +378,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--curves", type=Path, default=DATA / "curves.csv", metavar="FILE.csv")
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        nargs="+",
+        default=[DATA / f"{name}.csv" for name in ("curves", "finetune_curves", "schedule_curves")],
+        metavar="FILE.csv",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT.json", help="write a row for each set, start, W and rule"
+    )
     parser.add_argument("--finished", type=Path, default=DATA / "finished.csv", metavar="FILE.csv")
     parser.add_argument(
         "--weights",
@@ -481,21 +405,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--certainty",
         type=float,
-        default=4.0,
+        default=3.0,
         help="Patience's, in standard deviations of noise (%(default)s)",
     )
+    parser.add_argument(
+        "--only", choices=("stopping", "prediction", "calibration"), help="one part"
+    )
     options = parser.parse_args(arguments)
+    rows: list[Row] = []
     try:
         curves, short = read_curves(options.curves)
         finished = read_finished(options.finished)
+        rules = all_rules(lambda: Patience(options.tolerance, certainty=options.certainty))
         if short:
             print(f"Left out {short} curves of fewer than {LEAST} validations.")
-        rule = by_patience(options.tolerance, options.certainty)
-        _print("Stopping", stopping_tables(curves, options.weights, options.every, rule))
-        _print("Prediction", prediction_tables(curves, options.weights))
-        sizes = (4, 6, 10, 20)
-        _print("Calibration", calibration_tables(finished, sizes, max(1, options.subsets)))
-    except (BadFile, ValueError) as error:
+        if options.only in (None, "stopping"):
+            tables = stopping_tables(curves, options.weights, options.every, rules, rows)
+            _print("Stopping", tables)
+            _print("Where CostEarlyStopping is beaten", losses(rows))
+        if options.only in (None, "prediction"):
+            _print("Prediction", prediction_tables(curves, options.weights))
+        if options.only in (None, "calibration"):
+            tables = calibration_tables(finished, (4, 6, 10, 20), max(1, options.subsets))
+            _print("Calibration", tables)
+        if options.json is not None:
+            text = json.dumps([asdict(r) for r in rows], indent=1, allow_nan=False)
+            options.json.write_text(text + "\n", encoding="utf-8")
+    except (BadFile, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -22,7 +22,7 @@ from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .packages import Callback
 from .plan import planned_batches
-from .rates import RateWatch
+from .rates import learning_rate
 from .record.record import Record
 from .run.options import Options, expect, switch
 from .run.own_measures import OwnMeasure
@@ -139,7 +139,6 @@ class LScore(Callback):
         self.tracker: Tracker | None = None
         """Counts and scores the run; None before ``setup``."""
         self._capture = Capture(function, labels_are_shifted, self._options.ignore_index, from_loss)
-        self._rates = RateWatch()
         self._stage = ""
         self._know_no_trainer()
 
@@ -180,12 +179,12 @@ class LScore(Callback):
                 "then is in none of its measures, and L charges too little."
             )
         self._fitted[trainer] = tracker
-        self._rates = RateWatch()
         # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
         # EarlyStopping then looks for a value that nothing has logged.
         for key, value in tracker.logged.items():
             trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
-        tracker.plan = Plan(batches=planned_batches(trainer))
+        rate = learning_rate(trainer, 0, 0)
+        tracker.plan = Plan(batches=planned_batches(trainer), learning_rate=rate)
         tracker.precision = str(trainer.precision)
         tracker.device = trainer.strategy.root_device
         tracker.start(
@@ -284,10 +283,9 @@ class LScore(Callback):
                 "LScore(labels_are_shifted=True) or False."
             )
         if tracker.is_training:
-            tracker.plan = Plan(
-                batches=planned_batches(trainer),
-                decay_may_come=self._rates.stand_before_a_decay(trainer),
-            )
+            planned, before = planned_batches(trainer), tracker.plan.learning_rate
+            rate = learning_rate(trainer, tracker.batches, planned, before)
+            tracker.plan = Plan(batches=planned, learning_rate=rate)
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
             values = tracker.logged
         else:

@@ -14,7 +14,6 @@ from .callback import LScore
 from .curve.patience import Patience, Verdict
 from .equation.safe_numbers import exp, percent, readable
 from .packages import Callback, lightning_package
-from .rates import learning_rates
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,7 +23,11 @@ else:
     EarlyStopping = lightning_package().callbacks.EarlyStopping
     MisconfigurationException = lightning_package().utilities.exceptions.MisconfigurationException
 
-_REMEMBERED = ("_run", "_best", "_rates", "_rates_since", "_why")
+_TOLD = {
+    "unknown": "nothing foretells it, so CostEarlyStopping takes it to stay as it is; a stop on a "
+    "plateau means that it is time to decay (a scheduler of torch.optim.lr_scheduler can be asked)",
+}
+_REMEMBERED = ("_run", "_best", "_why")
 
 
 class CostEarlyStopping(EarlyStopping, Callback):
@@ -35,10 +38,10 @@ class CostEarlyStopping(EarlyStopping, Callback):
     price paid since the best L exceeds what noise can hide, or when the rest of the plan can no
     longer win that much; ``stopping_reason_message`` then says why.
 
-    It does not stop while the learning rate changes, since decay lowers the loss late. A rate is
-    constant again once it has stood still for a period of its scheduler (an epoch or a step, times
-    ``frequency``) and since the last validation. It cannot tell a constant rate that will decay
-    from one that will not: there a stop means that it is time to decay.
+    It also stops a run whose held-out loss rises beyond noise, or diverges, under every schedule.
+    Where the Trainer's schedulers tell that a decay of the learning rate is still ahead, which
+    lowers the loss late, only such a turn stops the run. Where nothing tells, a stop on a plateau
+    means that it is time to decay.
 
     Args:
         monitor: the key of an L: ``LScore(prefix="strict_")`` logs ``"strict_L"``.
@@ -47,7 +50,8 @@ class CostEarlyStopping(EarlyStopping, Callback):
         validations: minimum number of validations without improvement, >= 1.
         ratio: a plain rule in place of ``tolerance`` and ``certainty``: stop when this much more
             has been spent since the best L, in the measure of H, else of D. 0.25: 25 % more.
-        while_decaying: whether it may also stop while the learning rate changes.
+        while_decaying: whether it may also stop for the price before a decay of the learning rate
+            that is still ahead.
         verbose: whether to say at each validation why the run goes on.
         strict: whether a missing L is an error.
         check_finite: whether to stop as soon as L is NaN or infinite.
@@ -67,7 +71,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         monitor: str = "L",
         tolerance: float = 0.005,
         *,
-        certainty: float = 4.0,
+        certainty: float = 3.0,
         validations: int = 2,
         ratio: float | None = None,
         while_decaying: bool = False,
@@ -91,14 +95,17 @@ class CostEarlyStopping(EarlyStopping, Callback):
             check_on_train_epoch_end=check_on_train_epoch_end,
             log_rank_zero_only=log_rank_zero_only,
         )
-        self.while_decaying = while_decaying
         self.verdict: Verdict | None = None  # on the newest validation
         self.stopping_reason_message: str | None = None
-        self._rule = Patience(tolerance, certainty=certainty, validations=validations, ratio=ratio)
+        self._rule = Patience(
+            tolerance,
+            certainty=certainty,
+            validations=validations,
+            ratio=ratio,
+            while_decaying=while_decaying,
+        )
         self._run: list[Any] = []  # its name and formula, within which L compares
         self._best: dict[str, Any] | None = None
-        self._rates: list[float] = []
-        self._rates_since = 0  # in batches: when the rates were first seen as they are
         self._why: str | None = None  # the newest validation is one to stop at
         self._fitting = True
 
@@ -128,8 +135,9 @@ class CostEarlyStopping(EarlyStopping, Callback):
             self._run, self._best = [record.run, dict(record.formula)], None
             self._rule.reset()
             self.best_score, self.wait_count = torch.tensor(math.inf), 0
-        armed = self._rates_are_constant(trainer, record.batch) or self.while_decaying
-        self.verdict = tracker.judge(self._rule, armed=armed)
+        if (told := _TOLD.get(record.learning_rate.decay)) is not None:
+            tracker.assume("learning rate", told)
+        self.verdict = tracker.judge(self._rule)
         if self.verdict is None:  # LScore has said what is missing
             return
         measured = record.measurements
@@ -142,15 +150,6 @@ class CostEarlyStopping(EarlyStopping, Callback):
             # Where Lightning looks at the end of an epoch only, it has not seen every L.
             best = self._best["L"] if self._best else math.inf
             self.best_score = torch.tensor(best, dtype=torch.float64)
-
-    def _rates_are_constant(self, trainer: Trainer, batch: int) -> bool:
-        rates = learning_rates(trainer)
-        if rates != self._rates:
-            self._rates, self._rates_since = rates, batch
-        # A rate that its scheduler moves once an epoch stands still at the validations within.
-        batches = {"epoch": trainer.num_training_batches, "step": trainer.accumulate_grad_batches}
-        periods = [s.frequency * batches[s.interval] for s in trainer.lr_scheduler_configs]
-        return batch - self._rates_since >= max([1, *(p for p in periods if p < math.inf)])
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         # NaN and the thresholds come first. Then Lightning's patience is over if ours is.

@@ -139,9 +139,10 @@ def test_it_goes_on_as_long_as_spending_pays(fit):
 
 
 def test_it_never_stops_where_spending_is_free(fit):
-    """Whatever perplexity does; Lightning's own would."""
+    """While perplexity stands; Lightning's own would. Where it rises, nothing is to be won."""
+    assert fit(Scripted(3.0), CostEarlyStopping(), formula=Formula()) == END
     worse = [3.0 + 0.01 * n for n in range(40)]
-    assert fit(Scripted(*worse), CostEarlyStopping(), formula=Formula()) == END
+    assert fit(Scripted(*worse), CostEarlyStopping(), formula=Formula()) == 4
 
 
 def test_it_stops_where_the_rest_of_the_plan_cannot_pay(fit):
@@ -162,7 +163,7 @@ def test_noise_makes_it_wait(fit):
     noise = [0.0, 0.012, 0.006, 0.011, 0.004, 0.013, 0.005, 0.012] * 5
     noisy = Scripted(*(3.0 + x for x in noise))
     calm = fit(noisy, CostEarlyStopping(certainty=0))
-    assert calm == 3
+    assert calm == 4
     assert fit(noisy, CostEarlyStopping()) > 2 * calm
 
 
@@ -200,30 +201,74 @@ SCHEDULES = {
         {"max_epochs": 10, "batches": 6, "val_check_interval": 2},
     ),
     "never reaching an end": ("step", lambda o: lr_scheduler.ExponentialLR(o, 0.999), {}),
-    "warm-up": ("step", lambda o: lr_scheduler.LinearLR(o, 0.01, 1.0, total_iters=60), {}),
 }
 
 
 @pytest.mark.parametrize(("interval", "schedule", "options"), SCHEDULES.values(), ids=SCHEDULES)
-def test_it_does_not_stop_while_the_rate_changes_unless_asked(interval, schedule, options, fit):
-    def model():
-        return Scripted(3.0, schedule=schedule, interval=interval)
+def test_it_stops_while_the_rate_decays(interval, schedule, options, fit):
+    """Nearly every fine-tuning decays its rate from the first step to the last."""
+    for kwargs in ({}, {"ratio": 0.25}):
+        stopping = CostEarlyStopping(**kwargs)
+        assert fit(Scripted(3.0, schedule=schedule, interval=interval), stopping, **options) == 3
+        assert stopping.stopping_reason_message.endswith("more spending does not pay.")
+
+
+def wsd(o):
+    """Warm up, hold until step 40, decay."""
+    parts = linear(1.0, 40)(o), linear(0.01, 20)(o)
+    return lr_scheduler.SequentialLR(o, [*parts], milestones=[40])
+
+
+class Own(lr_scheduler.LRScheduler):
+    """A schedule without a closed form, known to nobody."""
+
+    def get_lr(self):
+        fall = 0.9 if self.last_epoch > 36 else 1.0
+        return [group["lr"] * fall for group in self.optimizer.param_groups]
+
+
+BEFORE_A_DECAY = {
+    "held, then decayed": ("step", wsd),
+    "by the epoch": ("epoch", lambda o: lr_scheduler.MultiStepLR(o, [18])),
+    "a function": ("step", lambda o: lr_scheduler.LambdaLR(o, lambda n: 1.0 if n < 40 else 0.1)),
+    "one's own": ("step", Own),
+    "warm-up": ("step", lambda o: lr_scheduler.LinearLR(o, 0.01, 1.0, total_iters=60)),
+}
+
+
+@pytest.mark.parametrize(("interval", "schedule"), BEFORE_A_DECAY.values(), ids=BEFORE_A_DECAY)
+def test_it_does_not_stop_on_a_plateau_before_a_decay_unless_asked(interval, schedule, fit):
+    def model(*losses):
+        return Scripted(*losses, schedule=schedule, interval=interval)
 
     stopping = CostEarlyStopping()
-    assert fit(model(), stopping, **options) == END
+    assert fit(model(3.0), stopping, max_epochs=30) == END
     assert stopping.stopping_reason_message is None
     assert stopping.verdict.waited > stopping.verdict.patience
-    assert fit(model(), CostEarlyStopping(while_decaying=True), **options) == 3
+    assert "still ahead" in stopping.verdict.reason
+    assert fit(model(3.0), CostEarlyStopping(while_decaying=True), max_epochs=30) == 3
+    turned = CostEarlyStopping()
+    assert fit(model(3.2, 3.1, 3.0, 3.1, 3.2, 3.25), turned, max_epochs=30) < END
+    assert "the held-out loss is" in turned.stopping_reason_message
 
 
-def test_it_stops_once_the_decay_has_ended(fit):
-    # Over at step 20 and seen so at the tenth validation; constant at the one after that.
-    model = Scripted(3.0, schedule=linear(0.1, 20))
-    assert fit(model, CostEarlyStopping()) == 11
-    # By the epoch of 3 validations: over after 4 epochs, constant one epoch later.
-    model = Scripted(3.0, schedule=linear(0.1, 4), interval="epoch")
-    options = {"max_epochs": 10, "batches": 6, "val_check_interval": 2}
-    assert fit(model, CostEarlyStopping(), **options) == 15
+def test_a_decay_beyond_the_plan_keeps_nothing_from_stopping(fit):
+    late = lambda o: lr_scheduler.MultiStepLR(o, [1000])  # noqa: E731
+    assert fit(Scripted(3.0, schedule=late), CostEarlyStopping(), max_epochs=30) == 3
+
+
+def test_of_a_rate_that_nothing_foretells_it_says_what_it_takes_for_granted(fit):
+    """A scheduler that follows a metric; a stop there means that it is time to decay."""
+    model = Scripted(3.0)
+    scheduler = lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=100)  # noqa: E731
+    model.configure_optimizers = lambda: {
+        "optimizer": (o := torch.optim.SGD(model.parameters(), 0.1)),
+        "lr_scheduler": {"scheduler": scheduler(o), "monitor": "perplexity"},
+    }
+    lscore = LScore(BY_TOKENS)
+    assert fit(model, CostEarlyStopping(), lscore) == 3
+    assert lscore.last_record.learning_rate.decay == "unknown"
+    assert "time to decay" in lscore.last_record.assumptions["learning rate"]
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
@@ -334,7 +379,7 @@ def test_a_resumed_run_stops_as_an_uninterrupted_one(at_epoch_end, cuts, fit, tm
         resumed, after = one("resumed", ckpt_path=str(tmp_path / f"step={cut * STEPS}.ckpt"))
         assert after == seen[cut:]
         assert without_times(resumed) == without_times(whole)
-        for key in ("best_score", "rule", "_rates", "_rates_since"):
+        for key in ("best_score", "rule"):
             assert resumed.state_dict()[key] == whole.state_dict()[key]
 
 

@@ -24,7 +24,16 @@ def scatter_of_curve(ln_T: Sequence[float]) -> float | None:
     y = [value for value in ln_T if math.isfinite(value)]
     if len(y) < 5:
         return None
-    third = [abs(d - 3 * c + 3 * b - a) for a, b, c, d in zip(y, y[1:], y[2:], y[3:], strict=False)]
+    return scatter_of_differences(third_differences(y))
+
+
+def third_differences(y: Sequence[float]) -> list[float]:
+    """Return the absolute third differences: of a level, a slope and a bend they are 0."""
+    return [abs(d - 3 * c + 3 * b - a) for a, b, c, d in zip(y, y[1:], y[2:], y[3:], strict=False)]
+
+
+def scatter_of_differences(third: Sequence[float]) -> float:
+    """Return the standard deviation of one value, from at least one third difference."""
     return median(third) / (_MAD * math.sqrt(20))
 
 

@@ -1,8 +1,8 @@
 """When to stop: a rule that counts money instead of validations.
 
 :class:`Patience` is pure and holds plain numbers only. At each validation it takes the two parts of
-ln L, perplexity and price (``Formula.ln_price``), and how much of the plan is spent, and returns a
-:class:`Verdict`.
+ln L, perplexity and price (``Formula.ln_price``), how much of the plan is spent, and the learning
+rate, and returns a :class:`Verdict`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
-from .verdict import Verdict, reason_of
+from ..equation.learning_rate import LearningRate
+from .newest import REMEMBERED, falls_faster, scatter
+from .rates import Rates
+from .rise import Rise
+from .verdict import Verdict, cause_of, reason_of
 
-__all__ = ["NOISE_WINDOW", "Patience", "Verdict"]
-
-NOISE_WINDOW = 20
-"""How many second differences of ln T the noise is estimated from: enough for a steady median, few
-enough to follow a curve whose noise shrinks while the learning rate decays."""
+__all__ = ["Patience", "Verdict"]
 
 HISTORY = 512
 """How many of a plan's validations are kept at most for the outlook; between two of them it
 interpolates."""
-
-_SIGMA = 0.6745 * math.sqrt(6)
-"""Median of |second difference| of independent normal noise, in its standard deviations: the second
-difference has variance 1 + 4 + 1, and half of a normal lies within 0.6745 sd."""
 
 
 class Patience:
@@ -45,7 +40,12 @@ class Patience:
     spent(then) = 2 · spent(now) - planned, and ::
 
         luck = certainty · s · (1 + 2/n)
-        s    = median |ln T(i) - 2 ln T(i-1) + ln T(i-2)| / (0.6745 · √6)   over the last n <= 20
+        s    = median |third difference of ln T| / (0.6745 · √20)   over the last n <= 20
+
+    and as soon as the held-out loss itself has turned ::
+
+        ln T > lowest ln T + tolerance + certainty · s    at three validations in a row
+        ln T > lowest ln T + 10 %, and rising             at two   (it diverges; or it is no number)
 
     *Patience.* The left side is what was paid since the best, in the currency of L: if T stands
     still, L is now that much worse. It is a difference of prices, not a ratio of spendings. A run
@@ -56,19 +56,25 @@ class Patience:
     *Outlook.* Losses fall ever slower, so the rest of the plan buys no more than the last stretch
     of the same length did. That, less what the rest costs and what L has already lost, bounds what
     can still be won. The outlook is unknown until half of the plan is spent, or without a plan.
+    While the loss falls faster than before, beyond noise, its past is no guide, and neither the
+    patience nor the outlook ends the run.
 
     *Tolerance* is the price that you are willing to pay, or the gain that you are willing to leave:
     half of the 1 % of L within which a run should end. *Luck* waits out noise: the best L is a
-    lucky reading, about two standard deviations below the curve, and one that fails to beat it may
-    lie as far above. Within ``certainty`` = 4 of them "no improvement" proves nothing. s is the
-    scatter of the run's own validations; 1 + 2/n allows for a median of few.
+    lucky reading below the curve, and one that fails to beat it may lie as far above. s is the
+    scatter of the run's own validations; 1 + 2/n allows for a median of few. Before the fourth
+    validation there is no s, and luck is one tolerance.
 
-    The rule cannot know the future of the learning rate: a decay lowers the loss late, and a
-    plateau before it looks like the end. Pass ``armed=False`` while a decay is still to come.
+    *The learning rate.* Nearly every fine-tuning decays its rate from the first step to the last,
+    so the rule holds while it decays. A plateau before a decay looks like the end, however: while
+    one is known to be ahead, price and outlook do not end the run, and only a loss that has turned
+    does. The same holds where the rate is higher than at the best L to which it had fallen, as
+    after a warm restart; a loss that rises there is no sign either. Where nothing foretells the
+    rate, a stop on a plateau means that it is time to decay.
 
-    *Ratio.* A plain rule instead: stop once ``ratio`` more has been spent than at the best L. On
-    public training runs this gives up too early if the spending at the best L was small, as it is
-    when a run starts from a trained model.
+    *Ratio.* A plain rule instead: stop once ``ratio`` more has been spent than at the best L, or
+    when the loss diverges. On public training runs this gives up too early if the spending at the
+    best L was small, as it is when a run starts from a trained model.
 
     Args:
         tolerance: in nats, > 0. 0.005: 0.5 % of L.
@@ -77,6 +83,8 @@ class Patience:
             validation decides nothing.
         ratio: > 0; 0.25: stop when 25 % more has been spent since the best L, whatever it cost.
             ``tolerance`` and ``certainty`` then have no effect. None: the rule above.
+        while_decaying: whether price, outlook and ratio may end the run even before a decay of the
+            learning rate that is known to be ahead.
 
     Raises:
         ValueError: for arguments outside these ranges.
@@ -92,9 +100,10 @@ class Patience:
         self,
         tolerance: float = 0.005,
         *,
-        certainty: float = 4.0,
+        certainty: float = 3.0,
         validations: int = 2,
         ratio: float | None = None,
+        while_decaying: bool = False,
     ) -> None:
         if not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance: expected nats > 0 (0.005 = 0.5 %), got {tolerance!r}.")
@@ -108,6 +117,7 @@ class Patience:
         self.certainty = float(certainty)
         self.validations = validations
         self.ratio = ratio
+        self.while_decaying = while_decaying
         self.reset()
 
     def reset(self) -> None:
@@ -119,6 +129,8 @@ class Patience:
         self._since_best = 0
         self._recent: list[float] = []  # ln T, newest last
         self._history: list[list[float]] = []  # [spent, ln T], as far back as "then" can reach
+        self._rise = Rise()
+        self._rates = Rates()
 
     def update(
         self,
@@ -128,7 +140,7 @@ class Patience:
         spent: float | None = None,
         planned: float | None = None,
         ln_f_at_end: float | None = None,
-        armed: bool = True,
+        learning_rate: LearningRate | None = None,
     ) -> Verdict:
         """Take in one validation and return the verdict.
 
@@ -141,8 +153,7 @@ class Patience:
                 counts. With ``ratio``, the ratio is of ``spent``.
             planned: spending at the end of the plan, in the unit of ``spent``.
             ln_f_at_end: ln f at the end of the plan, see :meth:`Formula.ln_price`.
-            armed: whether the run may stop now. False while the learning rate is still to decay;
-                the validation counts all the same.
+            learning_rate: at this validation, and where it stands in its decay. Default: unknown.
 
         Raises:
             ValueError: if ``ln_f`` is NaN or +infinity (-infinity is the price of having spent
@@ -152,15 +163,21 @@ class Patience:
             raise ValueError("spent: expected a number to take the ratio of, got None.")
         if math.isnan(ln_f) or ln_f == math.inf:
             raise ValueError(f"ln_f: expected a number, got {ln_f!r}; check the formula's factors.")
+        rate = learning_rate or LearningRate()
         ln_L = ln_T + ln_f
         improved = self._keep_best(ln_L, ln_f, spent)
         assert self._ln_f_at_best is not None
         # -inf - -inf is NaN
         paid = 0.0 if ln_f == self._ln_f_at_best else ln_f - self._ln_f_at_best
         if math.isfinite(ln_T):
-            self._recent = [*self._recent[-NOISE_WINDOW - 1 :], float(ln_T)]
-        noise, n = self._noise()
-        luck = self.certainty * noise * (1 + 2 / max(n, 1))
+            self._recent = [*self._recent[1 - REMEMBERED :], float(ln_T)]
+        noise, n = scatter(self._recent)
+        luck = self.certainty * noise * (1 + 2 / n) if n else self.tolerance
+        luck = luck if self.certainty else 0.0
+
+        expected = self._rates.rose_since_lowest(rate)
+        lowest = self._rise.update(ln_T, self.tolerance + self.certainty * noise, expected)
+        self._rates.take_in(rate, best=improved, lowest=lowest)
 
         waited, patience, outlook = paid, self.tolerance + luck, None
         if self.ratio is not None:
@@ -173,10 +190,8 @@ class Patience:
                 outlook = None if math.isnan(outlook) else outlook
 
         enough = self._since_best >= self.validations
-        impatient = enough and waited >= patience
-        hopeless = enough and outlook is not None and outlook < self.tolerance
         verdict = Verdict(
-            stop=armed and (impatient or hopeless),
+            stop=False,
             improved=improved,
             paid=paid,
             waited=waited,
@@ -184,10 +199,35 @@ class Patience:
             outlook=outlook,
             validations=self._since_best,
             noise=noise,
-            reason="",
+            rise=ln_T - self._rise.lowest,
+            impatient=enough and waited >= patience,
+            hopeless=enough and outlook is not None and outlook < self.tolerance,
+            turned=self._turned(),
+            held_back=self._held_back(rate, noise),
+            of_spending=self.ratio is not None,
         )
-        what = "price" if self.ratio is None else "spending"
-        return replace(verdict, reason=reason_of(verdict, impatient, hopeless, armed, what))
+        stop = bool(verdict.turned) or (
+            (verdict.impatient or verdict.hopeless) and not verdict.held_back
+        )
+        verdict = replace(verdict, stop=stop)
+        return replace(verdict, reason=reason_of(verdict), cause=cause_of(verdict))
+
+    def _turned(self) -> str:
+        """How the held-out loss has turned, in words; empty where it has not."""
+        if self._rise.diverges:
+            return "diverging"
+        return "rising beyond noise" if self._rise.is_beyond_noise and not self.ratio else ""
+
+    def _held_back(self, rate: LearningRate, noise: float) -> str:
+        """Why price and outlook may not end the run now, in words; empty where they may."""
+        if not self.while_decaying:
+            if rate.decay == "ahead":
+                return "a decay of the learning rate is still ahead"
+            if self._rates.rose_since_best(rate) and rate.decay != "over":
+                return "the learning rate is higher again than at the best L"
+        if self.ratio is None and falls_faster(self._recent, self._since_best, noise):
+            return "the loss falls faster than before"
+        return ""
 
     def _keep_best(self, ln_L: float, ln_f: float, spent: float | None) -> bool:
         """Keep this validation as the best if it is; return whether it is."""
@@ -201,12 +241,6 @@ class Patience:
         if improved or self._ln_f_at_best is None:
             self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
         return improved
-
-    def _noise(self) -> tuple[float, int]:
-        """Return the scatter s, and from how many second differences it was estimated."""
-        x = self._recent
-        second = [abs(a - 2 * b + c) for a, b, c in zip(x, x[1:], x[2:], strict=False)]
-        return (median(second) / _SIGMA if second else 0.0), len(second)
 
     def _bought(self, spent: float, planned: float, ln_T: float) -> float | None:
         """Return by how much ln T fell over a stretch as long as the one that is left."""
@@ -233,6 +267,8 @@ class Patience:
             "since_best": self._since_best,
             "recent": list(self._recent),
             "history": [list(p) for p in self._history],
+            "rise": self._rise.state_dict(),
+            "rates": self._rates.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,6 +290,11 @@ class Patience:
         self._since_best = int(state["since_best"])
         self._recent = [float(x) for x in state["recent"]]
         self._history = [[float(x) for x in p] for p in state["history"]]
+        # A checkpoint of an earlier version has neither, and begins to count here.
+        self._rise, self._rates = Rise(), Rates()
+        if "rise" in state:
+            self._rise.load_state_dict(state["rise"])
+            self._rates.load_state_dict(state["rates"])
 
 
 def _ln_ratio(now: float, before: float | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..equation.safe_numbers import percent
+from ..equation.safe_numbers import percent, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,38 +26,67 @@ class Verdict:
     validations: int
     """Validations in a row without improvement."""
     noise: float
-    """Standard deviation of ln T from one validation to the next; 0 before three validations."""
-    reason: str
+    """Standard deviation of one validation's ln T about the curve; 0 before four validations."""
+    rise: float
+    """By how much ln T is above its lowest so far."""
+    impatient: bool
+    """Whether the patience is over."""
+    hopeless: bool
+    """Whether the rest of the plan cannot pay."""
+    turned: str
+    """How the held-out loss has turned, in words; empty where it has not."""
+    held_back: str
+    """Why neither patience nor outlook may end the run now, in words; empty where they may."""
+    of_spending: bool = False
+    """Whether spending was waited in, not the price."""
+    reason: str = ""
     """The verdict as a sentence."""
+    cause: str = ""
+    """Why the run is to stop, in a few words; empty where it goes on."""
 
 
-def reason_of(verdict: Verdict, impatient: bool, hopeless: bool, armed: bool, what: str) -> str:
-    """Return the verdict as a sentence.
+def cause_of(verdict: Verdict) -> str:
+    """Return why a run is to stop in a few words; empty where it goes on."""
+    if not verdict.stop:
+        return ""
+    if verdict.turned:
+        return f"held-out loss {verdict.turned}"
+    if verdict.hopeless:
+        return "the rest of the plan cannot pay"
+    what = "spending" if verdict.of_spending else "price"
+    return f"{what} up {_percent(verdict.waited)} without a better L"
 
-    Args:
-        verdict: everything but the sentence.
-        impatient: whether the patience is over.
-        hopeless: whether the rest of the plan cannot pay.
-        armed: whether the run may stop now.
-        what: what was waited in, "price" or "spending".
-    """
-    if verdict.improved:
+
+def reason_of(verdict: Verdict) -> str:
+    """Return the verdict as a sentence."""
+    if verdict.improved and not verdict.stop:
         return "The lowest L so far."
     count = verdict.validations
     text = f"No better L in {count} validation{'s' * (count != 1)}"
-    if hopeless and verdict.outlook is not None:
+    if verdict.turned:
+        return f"{text}, and the held-out loss {_turn(verdict)}: more spending does not pay."
+    if verdict.hopeless and verdict.outlook is not None:
         gain = max(0.0, 100 * -math.expm1(-verdict.outlook))
         text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
-    if impatient or not hopeless:
+    if verdict.impatient or not verdict.hopeless:
         text += (
-            f", while the {what} rose by {_percent(verdict.waited)} of "
-            f"{_percent(verdict.patience)} accepted"
+            f", while the {'spending' if verdict.of_spending else 'price'} rose by "
+            f"{_percent(verdict.waited)} of {_percent(verdict.patience)} accepted"
         )
-    if not (impatient or hopeless):
+    if not (verdict.impatient or verdict.hopeless):
         return f"{text}."
-    if not armed:
-        return f"{text}; the learning rate is still changing, so the run goes on."
+    if verdict.held_back:
+        return f"{text}; {verdict.held_back}, so the run goes on."
     return f"{text}: more spending does not pay."
+
+
+def _turn(verdict: Verdict) -> str:
+    if not math.isfinite(verdict.rise):
+        return "is no finite number"
+    above = f"is {readable(verdict.rise)} nats above its lowest"
+    if verdict.turned == "diverging":
+        return f"{above} and rises further"
+    return f"{above} at the third validation in a row, beyond its noise of {verdict.noise:.4f}"
 
 
 def _percent(nats: float) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
+from ..equation.learning_rate import DECAYS, LearningRate
 from ..equation.measurements import Measurements
 from ..equation.measures import OF_A_VALIDATION
 from ..equation.prediction import Prediction, Unpredictable
@@ -99,6 +100,8 @@ class Context:
             formula=self._formula,
             evaluation=self._evaluated(data.get("perplexities", ()), m),
             lost_device_hours=hours(data["lost_device_hours"]),
+            planned=number_or_none(data.get("planned"), "planned"),
+            learning_rate=_rate(*data.get("rate", (None, "unknown"))),
             prediction=self._prediction(data.get("prediction")),
             devices=self._devices,
             hardware=self._used(data.get("hardware", ()), m),
@@ -196,6 +199,12 @@ def _filled(text: Template, numbers: Iterator[Any]) -> str:
         return text
     first, *others = text
     return first + "".join([f"{int(next(numbers, 'none'))}{part}" for part in others])
+
+
+def _rate(now: Any, decay: Any) -> LearningRate:
+    if decay not in DECAYS:
+        raise ValueError(f"expected a decay ({', '.join(DECAYS)}), got {decay!r}")
+    return LearningRate(now=number_or_none(now, "rate"), decay=decay)
 
 
 def _device(data: Mapping[str, Any]) -> OccupiedDevice:

@@ -113,6 +113,8 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         ],
         "numbers": numbers,
         "lost_device_hours": record.lost_device_hours,
+        "planned": record.planned,
+        "rate": [record.learning_rate.now, record.learning_rate.decay],
         "prediction": _prediction_to_json(record.prediction),
     }
     return context, {k: v for k, v in validation.items() if v not in ([], None) or k == "L"}

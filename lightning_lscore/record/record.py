@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
+from ..equation.learning_rate import LearningRate
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
 from ..equation.prediction import Prediction, Unpredictable
@@ -44,6 +45,10 @@ class Record:
     """Spent in training that was thrown away, where the run went on from an earlier checkpoint; in
     no measure above. A lower bound: nothing records the time between the last validation before a
     crash and the crash."""
+    planned: float | None = field(default_factory=_nothing)
+    """Micro-batches of one process at the end of the plan, as known then; None: no finite plan."""
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    """At this validation, and where it stood in its decay."""
     prediction: Prediction | Unpredictable | None = field(default_factory=_nothing)
     """The best L expected, or why there is no forecast."""
     devices: tuple[OccupiedDevice, ...] = field(default_factory=tuple)

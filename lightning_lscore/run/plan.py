@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..equation.learning_rate import LearningRate
 from .spending import Spending
 
 
@@ -15,9 +16,8 @@ class Plan:
     """Training tokens of the whole run, over all processes; None: given in batches."""
     batches: float | None = None
     """Micro-batches of each process; None: no finite plan."""
-    decay_may_come: bool = False
-    """Whether the learning rate stands still and may decay later: no curve foretells what that
-    brings."""
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    """As it is now, and where it stands in its decay."""
 
     def batches_in_all(self, spending: Spending) -> float | None:
         """Return the micro-batches of each process, if batches hold what they held so far."""

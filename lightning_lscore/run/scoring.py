@@ -61,6 +61,8 @@ def score_run(
         formula=formula.to_dict(),
         evaluation=None if evaluation is None else evaluation.summary(),
         lost_device_hours=state.lost_device_hours,
+        planned=plan.batches_in_all(spending),
+        learning_rate=plan.learning_rate,
         prediction=_look_ahead(state, formula, measured, plan),
         devices=segment.devices.described,
         hardware={key: seen.use() for key, seen in spending.devices.items()},
@@ -72,7 +74,7 @@ def score_run(
 def _look_ahead(
     state: RunState, formula: Formula, measured: Measurements, plan: Plan
 ) -> Prediction | Unpredictable:
-    if plan.decay_may_come:
+    if plan.learning_rate.decay == "ahead":
         return Unpredictable(
             reason="The learning rate stands still and has a scheduler: its decay may come, and "
             "brings more than the curve so far can tell."

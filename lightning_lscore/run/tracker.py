@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..curve.judgement import judge
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
 from ..equation.safe_numbers import positive
@@ -404,12 +405,11 @@ class Tracker:
             self.resume()
         return record
 
-    def judge(self, patience: Patience, *, armed: bool = True) -> Verdict | None:
+    def judge(self, patience: Patience) -> Verdict | None:
         """Tell ``patience`` of the newest score; call it once for each.
 
         Args:
             patience: the rule by which the run is given up.
-            armed: whether it may be given up now.
 
         Returns:
             The verdict; None where the score has no L.
@@ -417,16 +417,13 @@ class Tracker:
         record, formula = self.last_record, self.formula
         if record is None or formula is None:
             return None
-        measured, planned = record.measurements, self.plan.batches_in_all(self._state.spending)
-        ln_T, ln_f = formula.ln_T(measured), formula.ln_price(measured)
-        if ln_T is None or ln_f is None:
-            return None
-        spent: float = record.batch
-        at_end = formula.ln_price(measured, planned / spent) if planned and spent else None
-        if patience.ratio is not None:
-            spent = measured.get(formula.spending_measure(measured)) or spent
-        return patience.update(
-            ln_T=ln_T, ln_f=ln_f, spent=spent, planned=planned, ln_f_at_end=at_end, armed=armed
+        return judge(
+            patience,
+            formula,
+            record.measurements,
+            batch=record.batch,
+            planned=record.planned,
+            learning_rate=record.learning_rate,
         )
 
     def _exchange(self, source: str) -> tuple[Evaluation | None, dict[str, float]]:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lscore.curve.patience import HISTORY, NOISE_WINDOW, Patience
+from lightning_lscore.curve.newest import NOISE_WINDOW, REMEMBERED
+from lightning_lscore.curve.patience import HISTORY, Patience
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.learning_rate import LearningRate
 from lightning_lscore.equation.measurements import Measurements
 
 curves = st.lists(st.tuples(st.floats(0.5, 12), st.floats(0, 0.02)), max_size=60)
@@ -61,7 +63,7 @@ def test_it_goes_on_as_long_as_each_price_buys_a_lower_L():
 
 
 def test_it_never_stops_where_nothing_costs_anything():
-    assert stopped_at(feed(Patience(), [(3.0 + i, 0) for i in range(30)])) is None
+    assert stopped_at(feed(Patience(), [(3.0, 0) for _ in range(30)])) is None
 
 
 def test_the_outlook_is_what_the_last_stretch_bought_less_what_the_rest_costs():
@@ -155,27 +157,141 @@ def test_the_noise_is_the_standard_deviation_of_independent_scatter():
     normal = random.Random(0)
     noises = []
     for _ in range(200):
-        falling = [(4 - 0.01 * i + normal.gauss(0, 0.002), 0) for i in range(NOISE_WINDOW + 2)]
+        falling = [(4 - 0.01 * i + normal.gauss(0, 0.002), 0) for i in range(NOISE_WINDOW + 3)]
         verdicts = feed(Patience(), falling)
         noises.append(verdicts[-1].noise)
     assert sum(noises) / len(noises) == pytest.approx(0.002, rel=0.1)
 
 
-def test_unarmed_it_says_why_it_goes_on_and_remembers():
+AHEAD, UNDER_WAY, OVER = (
+    LearningRate.before(1.0, rates) for rates in ([1.0, 0.1], [0.9, 0.1], [1.0, 1.0])
+)
+
+
+def test_before_a_decay_it_says_why_it_goes_on_and_remembers():
     patience = Patience()
     for i in range(10):
-        verdict = patience.update(ln_T=3.0, ln_f=0.01 * i, armed=False)
+        verdict = patience.update(ln_T=3.0, ln_f=0.01 * i, learning_rate=AHEAD)
     assert not verdict.stop
-    assert "still changing" in verdict.reason
-    assert patience.update(ln_T=3.0, ln_f=0.11).stop
+    assert "a decay of the learning rate is still ahead, so the run goes on" in verdict.reason
+    assert patience.update(ln_T=3.0, ln_f=0.11, learning_rate=UNDER_WAY).stop
+
+
+@pytest.mark.parametrize(("rate", "stop"), [(AHEAD, None), (UNDER_WAY, 3), (OVER, 3), (None, 3)])
+def test_only_a_decay_ahead_keeps_the_price_from_ending_a_run(rate, stop):
+    def run(**options):
+        patience = Patience(**options)
+        return stopped_at(
+            [
+                patience.update(ln_T=3.0, ln_f=0.004 * i, spent=1 + i, learning_rate=rate)
+                for i in range(12)
+            ]
+        )
+
+    assert run() == stop
+    assert run(while_decaying=True) == 3
+    assert run(ratio=0.25) == (stop and 2)
+    assert run(ratio=0.25, while_decaying=True) == 2
+
+
+def test_a_loss_that_rises_beyond_noise_ends_a_run_even_before_a_decay():
+    """At the third validation in a row that is above the lowest, whatever spending costs."""
+    for rise, stop in ((0.006, 10), (0.004, None)):
+        patience = Patience()
+        losses = [*[3.0] * 8, *[3.0 + rise] * 12]
+        verdicts = [patience.update(ln_T=y, ln_f=0.0, learning_rate=AHEAD) for y in losses]
+        assert stopped_at(verdicts) == stop
+    noise = [0.02 * (-1) ** i for i in range(20)]
+    patience = Patience()
+    noisy = [patience.update(ln_T=3.0 + x, ln_f=0.0) for x in noise]
+    assert stopped_at(noisy) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": 0.25}])
+@pytest.mark.parametrize(
+    ("bend", "diverges"),
+    [
+        ([3.4, 3.9], True),
+        ([math.nan, math.inf], True),
+        ([3.4, math.nan], True),
+        ([3.31, 3.30], False),  # far above, and no longer rising
+        ([3.25, 3.28], False),
+    ],
+)
+def test_a_run_that_diverges_ends_within_two_validations(bend, diverges, options):
+    """10 % above the lowest and rising, or no number at all; before a decay too."""
+    for falling in ([3.0], [3.2, 3.1, 3.0], [4.0, 3.5, 3.3, 3.2, 3.1, 3.05, 3.0]):
+        patience = Patience(**options)
+        verdicts = [
+            patience.update(ln_T=y, ln_f=0.0, spent=1.0, learning_rate=AHEAD)
+            for y in [*falling, *bend]
+        ]
+        assert stopped_at(verdicts) == (len(falling) + 1 if diverges else None)
+        assert verdicts[-1].cause == ("held-out loss diverging" if diverges else "")
+
+
+def test_a_small_loss_does_not_diverge_by_a_hundredth():
+    patience = Patience()
+    for y in (0.030, 0.034, 0.038):
+        verdict = patience.update(ln_T=y, ln_f=0.0)
+    assert not verdict.stop
+
+
+def test_after_a_warm_restart_the_loss_may_rise():
+    """A cosine of two cycles: the loss follows the rate up, and falls below its lowest at last."""
+
+    def run(rates, losses):
+        patience = Patience(certainty=0)
+        return stopped_at(
+            [
+                patience.update(
+                    ln_T=y,
+                    ln_f=0.004 * i,
+                    learning_rate=LearningRate.before(rates[i], rates[i + 1 :]),
+                )
+                for i, y in enumerate(losses)
+            ]
+        )
+
+    cycle = [1.0, 0.8, 0.5, 0.2, 0.05]
+    losses = [3.3, 3.2, 3.1, 3.0, 2.95, 3.1, 3.1, 3.05, 2.97, 2.7]
+    assert run(cycle * 2, losses) is None
+    assert run([1 - i / 20 for i in range(10)], losses) == 6
+    # What the second cycle did not better, a third need not try.
+    flat = [*losses[:5], 3.1, 3.1, 3.05, 2.97, 2.96, *losses[5:]]
+    assert run(cycle * 3, flat) == 9
+
+
+def test_a_loss_that_falls_faster_and_faster_is_not_given_up():
+    """As in a warm-up, where the price runs ahead of the first gains."""
+    late = [4.0, 4.0, 3.999, 3.997, 3.993, 3.986, 3.975, 3.96, 3.94, 3.91, 3.87, 3.82]
+    priced = [(y, 0.006) for y in late]
+    assert stopped_at(feed(Patience(), priced)) is None
+    steady = [(4.0 - 0.003 * i, 0.006) for i in range(12)]
+    assert stopped_at(feed(Patience(), steady)) == 2
+
+
+def test_before_its_noise_is_known_a_run_gets_one_more_tolerance():
+    """Three validations have no third difference."""
+    assert stopped_at(feed(Patience(), [(3.0, 0.004)] * 9)) == 3
+    assert stopped_at(feed(Patience(), [(3.0, 0.006)] * 9)) == 2
+    assert stopped_at(feed(Patience(certainty=0), [(3.0, 0.004)] * 9)) == 2
+
+
+def test_a_state_of_an_earlier_version_is_taken():
+    old = Patience()
+    feed(old, [(3.0, 0.001)] * 3)
+    state = {k: v for k, v in old.state_dict().items() if k not in ("rise", "rates")}
+    patience = Patience()
+    patience.load_state_dict(state)
+    assert patience.best_ln_L == old.best_ln_L
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_losses_that_are_no_numbers_are_no_improvement(bad):
     patience = Patience()
     assert not patience.update(ln_T=bad, ln_f=-0.05).improved
-    assert not patience.update(ln_T=bad, ln_f=-0.048).stop
-    assert patience.update(ln_T=bad, ln_f=-0.04).stop  # diverged from the start
+    assert patience.update(ln_T=bad, ln_f=-0.048).stop  # diverged from the start
     assert patience.update(ln_T=3.0, ln_f=-0.03).improved
     assert math.isfinite(patience.update(ln_T=bad, ln_f=-0.02).noise)
 
@@ -247,7 +363,8 @@ def test_what_a_constant_factor_charges_does_not_matter(curve, constant):
 @given(curves)
 def test_it_stops_only_after_paying_its_patience_for_nothing(curve):
     for v in feed(Patience(), curve):
-        assert not (v.stop and (v.improved or v.waited < v.patience or v.validations < 2))
+        assert v.turned or not (v.stop and (v.improved or not v.impatient or v.held_back))
+        assert v.impatient == (v.waited >= v.patience and v.validations >= 2)
         assert v.patience >= 0.005
         assert v.reason.endswith(".")
 
@@ -297,7 +414,7 @@ def test_the_state_is_plain_and_bounded():
     patience = Patience()
     feed(patience, [(3.0, 0.001)] * 500)
     state = patience.state_dict()
-    assert len(state["recent"]) == NOISE_WINDOW + 2
+    assert len(state["recent"]) == REMEMBERED
     assert {type(v) for v in state.values()} <= {int, float, list, type(None)}
 
 

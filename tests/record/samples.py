@@ -7,6 +7,7 @@ import json
 from lightning_lscore.equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.learning_rate import LearningRate
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.prediction import Prediction
 from lightning_lscore.record.lines import lines_of
@@ -36,6 +37,8 @@ def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
         "formula": FORMULA.to_dict(),
         "evaluation": held_out(perplexities=(perplexity,)),
         "lost_device_hours": 0.25,
+        "planned": 40.0,
+        "learning_rate": LearningRate(now=3e-4, decay="ahead"),
         "prediction": EXPECTED,
         "devices": (DEVICE,),
         "hardware": {"GPU-1": DeviceUse(energy_kwh=1.5, busy_fraction=0.5)},
