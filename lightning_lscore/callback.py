@@ -78,7 +78,8 @@ class LScore(Callback):
             ``emissions_kg``. It differs by grid and hour, so there is no default.
         flops_per_token: FLOP that the model needs for a training token, forward and backward, or
             "count" to count them in the first batch of each fit. Default: estimated from the
-            model's structure, see :func:`~lightning_lscore.model.flops.flops_of`.
+            model's structure, see :func:`~lightning_lscore.model.flops.flops_of`; counted where
+            that would guess, as in a module of one's own.
         ignore_index: label of the positions that do not count.
         compile: read the held-out logits in one compiled loop, on a GPU in one kernel. Compiling
             takes some seconds at the first validation; then it is twice as fast on a CPU in float32
@@ -203,7 +204,7 @@ class LScore(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._tracker.begin_step()
+        self.tracker.begin_step()  # type: ignore[union-attr]  # at every step: no detour
 
     def on_train_batch_end(
         self,

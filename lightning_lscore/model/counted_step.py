@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .flops import FlopsModel
+from .kernels import dims_of, kernels
+
+# Namespaces of operators that PyTorch defines; products in those of others may have no formula.
+_OF_PYTORCH = frozenset(
+    ["aten", "prim", "prims", "c10d", "_c10d_functional", "profiler", "fsdp", "inductor"]
+)
 
 
 class CountedStep:
@@ -23,6 +31,9 @@ class CountedStep:
     torch.compile fuses into other kernels are not counted. In versions of PyTorch where counting
     would keep torch.compile from ever compiling a module, nothing is counted.
 
+    Two kinds of products teach the model nothing and do not count: those that activation
+    checkpointing computes again, and those behind the last backward pass, of the optimizer.
+
     >>> import torch
     >>> with CountedStep() as step:
     ...     _ = torch.ones(2, 3) @ torch.ones(3, 4)
@@ -31,9 +42,21 @@ class CountedStep:
     """
 
     def __init__(self) -> None:
-        self.flops = 0
-        """FLOP executed between start and stop."""
+        self._reset()
         self._mode: Any = None
+
+    def _reset(self) -> None:
+        self._products = Counter[tuple[int, ...]]()
+        """FLOP, by those dimensions of a product that may be the length of a sequence."""
+        self._since_backward = Counter[tuple[int, ...]]()
+        self.had_backward = False
+        """Whether there was a backward pass among it."""
+        self._others: dict[str, None] = {}  # operators that may hold products, in order
+
+    @property
+    def flops(self) -> int:
+        """FLOP executed between start and stop."""
+        return self._products.total()
 
     @property
     def is_counting(self) -> bool:
@@ -42,11 +65,10 @@ class CountedStep:
 
     def start(self) -> None:
         """Start counting from 0."""
-        self.flops = 0
+        self._reset()
         if _LeavesCompileAlone is not None:
-            counter = FlopCounterMode(display=False, custom_mapping=_kernels())
             # The counter itself also hooks into all modules, and torch.compile warns about that.
-            self._mode = _LeavesCompileAlone(counter)
+            self._mode = _LeavesCompileAlone(_Counter(self))
             self._mode.__enter__()
 
     def stop(self) -> None:
@@ -54,7 +76,8 @@ class CountedStep:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.__exit__(None, None, None)
-            self.flops = mode.counter.get_total_flops()
+            if not self.had_backward:
+                self._products, self._since_backward = self._since_backward, Counter()
 
     def __enter__(self) -> CountedStep:
         self.start()
@@ -62,6 +85,21 @@ class CountedStep:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def add(self, flops: int, dims: tuple[int, ...]) -> None:
+        """Count a product where it is computed: forward, backward, or once more."""
+        is_backward = torch._C._current_graph_task_id() != -1
+        if is_backward and torch.is_grad_enabled():
+            return  # a backward pass that rebuilds a part of the graph: checkpointing
+        self._since_backward[dims] += flops
+        if is_backward:
+            self.had_backward = True
+            self._products += self._since_backward
+            self._since_backward.clear()
+
+    def note(self, operator: str) -> None:
+        """Remember an operator whose products, if it has any, are not counted."""
+        self._others[operator] = None
 
     def flops_model(self, tokens_by_length: Mapping[int, int], estimate: FlopsModel) -> FlopsModel:
         """Return the FLOP that were counted per token of the step.
@@ -78,13 +116,59 @@ class CountedStep:
                 per_position=estimate.per_position,
                 convention=f"{estimate.convention} (a counted step showed {what})",
             )
-        lengths = ", ".join(map(str, sorted(tokens_by_length)))
+        positions = sum(length * n for length, n in tokens_by_length.items())
+        growing = sum(f for dims, f in self._products.items() if _grow(dims, tokens_by_length))
         return FlopsModel(
-            per_token=self.flops / tokens,
-            convention=f"products counted in one step of {tokens} tokens (sequences of {lengths}): "
-            "those of padding, of activation checkpointing and of the optimizer too, those of "
-            "kernels that PyTorch has no formula for not",
+            per_token=(self.flops - growing) / tokens,
+            per_position={math.inf: growing / positions} if growing else {},
+            convention=self._convention(tokens, tokens_by_length, growing > 0),
         )
+
+    def _convention(self, tokens: int, lengths: Mapping[int, int], grows: bool) -> str:
+        words = [
+            f"products counted in one step of {tokens} tokens (sequences of "
+            f"{', '.join(map(str, sorted(lengths)))}), without those of activation checkpointing "
+            "and of the optimizer"
+        ]
+        if not self.had_backward:
+            words.append("without a backward pass")
+        if grows:
+            words.append("attention's grow with the length")
+        if _compiles():
+            words.append("what torch.compile fuses with other operations is not counted")
+        if self._others:
+            words.append(f"what {', '.join(self._others)} may multiply is not counted")
+        return "; ".join(words)
+
+
+def _compiles() -> bool:
+    """Whether anything was compiled in this process."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")  # importing it takes long
+    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+
+
+def _grow(dims: tuple[int, ...], lengths: Mapping[int, int]) -> bool:
+    """Whether both sides of a product are a sequence: then its FLOP per token go with the length.
+
+    A step may cut the last token off its input, or put one in front.
+    """
+    near = {length + i for length in lengths if length > 1 for i in (-1, 0, 1)}
+    return sum(dim in near for dim in dims) >= 2
+
+
+class _Counter(FlopCounterMode):
+    """PyTorch's counter, with our formulas; gives each product to the step."""
+
+    def __init__(self, step: CountedStep) -> None:
+        super().__init__(display=False, custom_mapping=kernels())
+        self.step = step
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        formula = self.flop_registry.get(func_packet)
+        if formula is not None:
+            flops = formula(*args, **kwargs, out_val=out)
+            self.step.add(int(flops), dims_of(func_packet, args))
+        return out
 
 
 _LeavesCompileAlone: Any = None
@@ -104,42 +188,16 @@ if hasattr(flop_counter, "_FlopCounterMode") and hasattr(
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            if not isinstance(func, HigherOrderOperator):
-                return super().__torch_dispatch__(  # type: ignore[no-untyped-call]
-                    func, types, args, kwargs
-                )
-            # PyTorch's mode refuses most of these, and would fail a step with flex_attention.
-            return func(*args, **(kwargs or {}))
-
-
-# Formulas by the shapes of a kernel's arguments, where PyTorch has none, or one that also counts
-# the scores that attention's backward pass recomputes. Like PyTorch's and 12 L H Q T they include
-# the products that a causal mask hides.
-
-Shape = Sequence[int]
-
-
-def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _attention_backward_flops(
-    grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
-) -> int:
-    return 2 * _attention_flops(query, key, value)
-
-
-def _grouped_flops(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Products of all experts; an argument that is not stacked holds rows or columns of each."""
-    return 2 * math.prod(a if len(b) == 3 else a[-2:]) * b[-1]
-
-
-def _kernels() -> dict[Any, Any]:
-    formulas: dict[str, Callable[..., int]] = {"_grouped_mm": _grouped_flops}
-    for kernel in ("flash", "efficient", "cudnn"):
-        for device in ("", "_for_cpu"):
-            name = f"_scaled_dot_product_{kernel}_attention"
-            formulas[f"{name}{device}"] = _attention_flops
-            formulas[f"{name}{device}_backward"] = _attention_backward_flops
-    known = ((getattr(torch.ops.aten, name, None), f) for name, f in formulas.items())
-    return {kernel: formula for kernel, formula in known if kernel is not None}
+            counter: Any = self.counter
+            if isinstance(func, HigherOrderOperator):
+                # PyTorch's mode refuses most of these, and would fail a step with flex_attention.
+                out = func(*args, **(kwargs or {}))
+                if func in counter.flop_registry:
+                    return counter._count_flops(func, out, args, {})
+                counter.step.note(str(func))
+                return out
+            if func.namespace not in _OF_PYTORCH:
+                counter.step.note(str(func._overloadpacket))
+            return super().__torch_dispatch__(  # type: ignore[no-untyped-call]
+                func, types, args, kwargs
+            )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -22,6 +22,9 @@ from .structure import Structure
 # FLOP per parameter and token (Kaplan et al. 2020, section 2.1): 2 forward, 2 that pass the
 # gradient on to what lies below, 2 for the parameter's own gradient.
 _FORWARD, _PASS_ON, _LEARN = 2, 2, 2
+
+# Share of the parameters that may be used in unknown ways: a trained prefix, a small head.
+_FEW = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class FlopsModel:
     attends to; infinity: the whole sequence. Units: FLOP per token and position attended to."""
     convention: str
     """What is counted, and how: part of a sentence in a record's provenance."""
+    lacks: str = field(default="", compare=False)
+    """What an estimate leaves out or guesses; a counted step is better then. Empty: nothing."""
 
     @classmethod
     def given(cls, flops_per_token: float) -> FlopsModel:
@@ -54,6 +59,11 @@ class FlopsModel:
         """Return the FLOP of one token in a sequence of ``length`` tokens; 0: length not known."""
         attention = (flops * min(length, window) for window, flops in self.per_position.items())
         return self.per_token + sum(attention)
+
+    def times(self, ratio: float) -> FlopsModel:
+        """Return a model that needs this many times as much."""
+        per_position = {window: ratio * flops for window, flops in self.per_position.items()}
+        return replace(self, per_token=ratio * self.per_token, per_position=per_position)
 
     def total(self, tokens_by_length: Mapping[int, int]) -> float:
         """Return the FLOP of all tokens, given by the length of their sequences."""
@@ -87,10 +97,14 @@ def flops_of(module: nn.Module) -> FlopsModel:
     models = [Structure(model, learning) for model in token_models(module)]
     base = "6 FLOP per trainable parameter and token, 4 per frozen one"
     words = [base, *dict.fromkeys(word for model in models for word in model.words)]
+    lacks = [word for model in models for word in model.lacks]
     if not models:
-        words.append("attention apart: the module holds no transformers model")
+        lacks.append("attention apart: the module holds no transformers model")
         if any(isinstance(part, nn.Embedding) for part in module.modules()):
-            words.append("embeddings counted like other weights")
+            lacks.append("embeddings counted like other weights")
+        words += lacks
+    elif _outside(module) > _FEW:
+        lacks.append("what is done with the parameters outside of the transformers model")
     per_position: dict[float, float] = {}
     for model in models:
         for window, flops in model.per_position.items():
@@ -99,19 +113,28 @@ def flops_of(module: nn.Module) -> FlopsModel:
         per_token=_per_token(module, models),
         per_position=per_position,
         convention="; ".join(words),
+        lacks="; ".join(dict.fromkeys(lacks)),
     )
 
 
+def _outside(module: nn.Module) -> float:
+    """Return the share of the parameters that belong to no transformers model that reads tokens."""
+    whole = sizes(module)
+    inside = {id(p) for model in token_models(module) for p in model.parameters()}
+    outside = sum(n for p, n in whole.items() if p not in inside)
+    return outside / max(1, sum(whole.values()))
+
+
 def _per_token(module: nn.Module, models: Sequence[Structure]) -> float:
-    shares: dict[int, float] = {}
+    uses: dict[int, float] = {}
     no_backward: set[int] = set()
     for model in models:
-        shares.update(model.shares)
+        uses.update(model.uses)
         no_backward |= model.no_backward
     total, whole = 0.0, sizes(module)
     for p in module.parameters():
         flops = _FORWARD
         if id(p) not in no_backward:
             flops += _PASS_ON + (_LEARN if p.requires_grad else 0)
-        total += flops * whole[id(p)] * shares.get(id(p), 1.0)
+        total += flops * whole[id(p)] * uses.get(id(p), 1.0)
     return total

@@ -30,8 +30,10 @@ class Structure:
     def __init__(self, model: Any, learning: set[int]) -> None:
         self.words: list[str] = []
         """Phrases for ``FlopsModel.convention``."""
-        self.shares: dict[int, float] = {}
-        """Fraction of a parameter that each token needs, by its id; all of it where absent."""
+        self.lacks: list[str] = []
+        """Those of them that say what the estimate leaves out or guesses."""
+        self.uses: dict[int, float] = {}
+        """How many times a token is multiplied with a parameter, by its id; once where absent."""
         self.no_backward: set[int] = set()
         """Ids of parameters that only the forward pass needs."""
         self.per_position: dict[float, float] = {}
@@ -40,9 +42,11 @@ class Structure:
         try:
             config = model.config.get_text_config()
         except ValueError:  # a config with several text models
-            self.words.append(f"no more is known of {type(model.config).__name__}")
+            self._lack(f"no more is known of {type(model.config).__name__}")
             return
-        layers = _layers(model, config)
+        if config is not model.config:
+            self.lacks.append(f"how often the other parts of {type(model).__name__} are used")
+        layers = self._layers(model, config)
         frozen = _frozen_below(model, layers, learning)
         for layer in layers[:frozen]:
             self.no_backward.update(id(p) for p in layer.parameters())
@@ -52,13 +56,37 @@ class Structure:
         self._experts(model, config)
         if model.config.is_encoder_decoder:
             name = type(model.config).__name__
-            self.words.append(f"attention apart: {name} is of an encoder-decoder")
+            self._lack(f"attention apart: {name} is of an encoder-decoder")
         else:
             self._attention(config, frozen)
 
+    def _lack(self, word: str) -> None:
+        self.words.append(word)
+        self.lacks.append(word)
+
+    def _layers(self, model: nn.Module, config: Any) -> Sequence[nn.Module]:
+        """Return the layers from bottom to top, or none if they cannot be identified."""
+        depth, groups = setting(config, "num_hidden_layers"), setting(config, "num_hidden_groups")
+        layers, each = _only_list_of(depth, model), 1.0
+        if not layers and depth and groups:  # ALBERT: a group of layers for several depths
+            layers, each = _only_list_of(groups, model), depth / groups
+        uses: dict[int, float] = {}
+        for p in (p for layer in layers for p in layer.parameters()):
+            uses[id(p)] = uses.get(id(p), 0.0) + each
+        for part in {part for layer in layers for part in layer.modules()}:
+            if isinstance(part, nn.ModuleList):  # Zamba2: an adapter for each use of the rest
+                uses.update({id(p): 1.0 for p in part.parameters() if uses[id(p)] == len(part)})
+        repeated = {p: n for p, n in uses.items() if n != 1}
+        if repeated:
+            self.uses.update(repeated)
+            self._lack(f"weights of shared layers up to {max(repeated.values()):g} times")
+        if not layers:
+            self.lacks.append(f"which parts of {type(model).__name__} are its layers")
+        return layers
+
     def _look_ups(self, model: Any) -> None:
         if model.get_output_embeddings() is None:
-            self.words.append("embeddings counted like other weights")
+            self._lack("embeddings counted like other weights")
             return  # user code may multiply by them
         used = {
             id(p)
@@ -67,19 +95,18 @@ class Structure:
             for p in part.parameters(recurse=False)
         }
         tables = (part.weight for part in model.modules() if isinstance(part, nn.Embedding))
-        self.shares.update((id(table), 0.0) for table in tables if id(table) not in used)
+        self.uses.update((id(table), 0.0) for table in tables if id(table) not in used)
         self.words.append("0 for embeddings that are only looked up")
 
     def _experts(self, model: Any, config: Any) -> None:
-        routed = [part for name, part in model.named_modules() if name.endswith(".experts")]
-        k = setting(config, "num_experts_per_tok", "top_k_experts", "moe_topk")
-        for experts in routed:
-            n = number_of_experts(experts, config)
+        k = setting(config, "num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
+        for experts, n in _routed(model, config):
             if k is None or n is None or not 0 < k <= n:
-                self.words.append("all experts, as it is not known how many a token needs")
-            else:
-                self.shares.update((id(p), k / n) for p in experts.parameters())
-                self.words.append(f"{k:g} of {n:g} experts")
+                self._lack("all experts, as it is not known how many a token needs")
+                continue
+            for p in experts:
+                self.uses[id(p)] = self.uses.get(id(p), 1.0) * k / n
+            self.words.append(f"{k:g} of {n:g} experts")
 
     def _attention(self, config: Any, frozen: int) -> None:
         name = type(config).__name__
@@ -100,22 +127,45 @@ class Structure:
             limit = f", T at most {' or '.join(limits)} in layers with that window" * bool(limits)
             self.words.append(f"12 L H Q T for attention (from {name}{limit})")
         if not types:
-            self.words.append(f"attention apart: {name} tells no number of layers")
+            self._lack(f"attention apart: {name} tells no number of layers")
         for kind, n in unknown.items():
-            self.words.append(f"parameters alone in {n} {kind} layers")
+            self._lack(f"parameters alone in {n} {kind} layers")
 
 
-def _layers(model: nn.Module, config: Any) -> Sequence[nn.Module]:
-    """Return the layers from bottom to top, or none if they cannot be identified."""
+def _only_list_of(n: float | None, model: nn.Module) -> list[nn.Module]:
+    """Return the only outermost list of ``n`` modules; nothing if there are several."""
     found: list[nn.ModuleList] = []
     inside: set[nn.Module] = set()
     for part in model.modules():
         if part in inside or not isinstance(part, nn.ModuleList):
             continue
-        if len(part) == getattr(config, "num_hidden_layers", None):
+        if len(part) == n:
             inside.update(part.modules())
             found.append(part)
     return list(found[0]) if len(found) == 1 else []
+
+
+def _routed(model: nn.Module, config: Any) -> list[tuple[list[nn.Parameter], float | None]]:
+    """Return the parameters of each set of experts, and how many experts it holds.
+
+    Experts are a module of that name, or what there are as many of as the config has experts: a
+    list of modules, or weights [experts, in, out] that are stacked.
+    """
+    n, depth = number_of_experts(config), setting(config, "num_hidden_layers")
+    found: list[tuple[list[nn.Parameter], float | None]] = []
+    inside: set[nn.Module] = set()
+    for name, part in model.named_modules():
+        if part in inside:
+            continue
+        size = len(part) if isinstance(part, nn.ModuleList) else getattr(part, "num_experts", n)
+        is_list = isinstance(part, nn.ModuleList) and size == n != depth
+        if name.endswith(".experts") or is_list:
+            inside.update(part.modules())
+            found.append(([*part.parameters()], size if isinstance(size, int) else n))
+        elif n is not None and not isinstance(part, nn.modules.conv._ConvNd):
+            stacks = [p for p in part.parameters(recurse=False) if p.ndim == 3 and len(p) == n]
+            found += [(stacks, n)] if stacks else []
+    return found
 
 
 def _frozen_below(model: nn.Module, layers: Sequence[nn.Module], learning: set[int]) -> int:

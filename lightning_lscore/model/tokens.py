@@ -44,8 +44,7 @@ class TokenCounter:
             shape = _NOWHERE if tokens is None else tokens.shape
             self._count(int(self._function(batch)), shape)
             return
-        several = self._loaders is not None
-        inputs = find_inputs_of_all(self._loaders, batch) if several else find_inputs(batch)
+        inputs = self._inputs(batch)
         for tokens, mask in inputs:
             self._add(tokens, mask)
         self.uncounted += not inputs
@@ -54,6 +53,24 @@ class TokenCounter:
         """Count one batch by its number of tokens, where nothing else is known about it."""
         self.batches += 1
         self._count(int(tokens), _NOWHERE)
+
+    def add_with_padding(self, batch: Any) -> dict[int, int]:
+        """Count one batch; return its places for tokens, padding too, by length of the sequences.
+
+        With a function they are the tokens that it counts.
+        """
+        before = {} if self._function is None else {**self.by_length}
+        self.add(batch)
+        if self._function is not None:
+            return {length: n - before.get(length, 0) for length, n in self.by_length.items()}
+        unmasked = TokenCounter(None, self._loaders)
+        for tokens, _ in unmasked._inputs(batch):
+            unmasked._add(tokens, None)
+        return {**unmasked.by_length}
+
+    def _inputs(self, batch: Any) -> list[tuple[Tensor, Tensor | None]]:
+        several = self._loaders is not None
+        return find_inputs_of_all(self._loaders, batch) if several else find_inputs(batch)
 
     def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
         if tokens.is_nested:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 # Kinds of attention layers, and the setting that limits how far a token looks back.
 _WHOLE = ("full_attention", "attention", "global", "hybrid")
 _WINDOWS = {
@@ -55,14 +53,11 @@ def layer_config(config: Any, layer: int) -> Any:
     return config.per_layer_config[layer] if different else config
 
 
-def number_of_experts(experts: nn.Module, config: Any) -> float | None:
-    """Return how many experts a module holds, in a list or stacked; None: not known."""
-    if isinstance(experts, nn.ModuleList):
-        return len(experts)
-    n = getattr(experts, "num_experts", None)
-    if isinstance(n, int):
-        return n
-    return setting(config, "num_experts", "num_local_experts", "n_routed_experts")
+def number_of_experts(config: Any) -> float | None:
+    """Return how many experts a layer holds; None: not known, or it has none."""
+    return setting(
+        config, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"
+    )
 
 
 def setting(config: Any, *names: str) -> float | None:

@@ -15,7 +15,8 @@ class Architecture:
 
     Args:
         model: not yet wrapped by a strategy.
-        flops_per_token: given, to be counted in a step, or None: estimated from the structure.
+        flops_per_token: given, to be counted in a step, or None: estimated from the structure, or
+            counted where that does not tell.
     """
 
     def __init__(self, model: nn.Module, flops_per_token: float | Literal["count"] | None) -> None:
@@ -25,7 +26,10 @@ class Architecture:
         given = None
         if flops_per_token is not None and flops_per_token != "count":
             given = FlopsModel.given(flops_per_token)
-        self._is_given, self._flops = given is not None, given or flops_of(model)
+        self.flops = given or flops_of(model)
+        """What it needs for a token, as it was trained when last looked at."""
+        self._asked_to_count, self._is_given = flops_per_token == "count", given is not None
+        self._state: tuple[tuple[str, bool], ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": None}  # a copy lets go of it too
@@ -37,11 +41,29 @@ class Architecture:
         return max(now, self._whole, key=lambda count: count.total)
 
     @property
-    def flops(self) -> FlopsModel:
-        """What the model needs for a token, as it is trained now."""
-        if self._is_given or self.model is None:
-            return self._flops
-        now = count_parameters(self.model)
-        if now == self._whole or now.total < self._whole.total:
-            return self._flops  # FSDP1 makes one parameter of several
-        return flops_of(self.model)
+    def is_to_be_counted(self) -> bool:
+        """Whether a step is to be counted: it was asked for, or the estimate would guess."""
+        return self._asked_to_count or bool(self.flops.lacks)
+
+    def begin(self, model: nn.Module) -> None:
+        """Take the model as it is trained, which a strategy may have wrapped."""
+        self.model, self._state = model, _state(model)
+        now = count_parameters(model)
+        if now != self._whole and now.total >= self._whole.total:  # FSDP1 makes one of several
+            self._estimate(model)
+
+    def look(self) -> bool:
+        """Look at the model again: are there other parameters, or do others learn?"""
+        if self.model is None or self._state == (now := _state(self.model)):
+            return False
+        self._state = now
+        self._estimate(self.model)
+        return not self._is_given
+
+    def _estimate(self, model: nn.Module) -> None:
+        if not self._is_given:
+            self.flops = flops_of(model)
+
+
+def _state(model: nn.Module) -> tuple[tuple[str, bool], ...]:
+    return tuple((name, p.requires_grad) for name, p in model.named_parameters())

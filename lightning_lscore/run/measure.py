@@ -61,7 +61,7 @@ def everything(
     return together(
         held_out(evaluation),
         data(spending, steps, spending.epochs if segment.has_epochs else None),
-        model(spending, parameters, segment.flops.convention),
+        model(spending, parameters, segment.arithmetic.convention),
         time(spending, devices),
         hardware(spending, devices, segment.missing()),
         own(own_values),

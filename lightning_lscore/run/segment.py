@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from ..hardware.devices import Devices
-from ..model.counted_step import CountedStep
-from ..model.flops import FlopsModel
 from ..model.tokens import TokenCounter
+from .arithmetic import Arithmetic
 from .clock import Clock
 from .spending import Spending
 
@@ -33,8 +32,7 @@ class Segment:
         ranks: how many processes train together, each on batches of its own.
         counts: False on a peer of tensor parallelism, whose batches another process counts.
         batches_per_epoch: of one process; infinite if the training set has no length.
-        flops: what the model needs for a token.
-        counts_flops: whether to count the FLOP of the first step instead, and use them throughout.
+        arithmetic: what the model needs for a token, and since when.
         count_tokens, loaders: see :class:`TokenCounter`.
         price_per_device_hour: of one device; None: unknown.
         carbon_intensity: in g CO2-equivalent per kWh; None: unknown.
@@ -49,8 +47,7 @@ class Segment:
         ranks: int,
         counts: bool = True,
         batches_per_epoch: float = math.inf,
-        flops: FlopsModel,
-        counts_flops: bool = False,
+        arithmetic: Arithmetic,
         count_tokens: Callable[[Any], int] | None = None,
         loaders: Any = None,
         price_per_device_hour: float | None = None,
@@ -61,8 +58,7 @@ class Segment:
         self.tokens = TokenCounter(count_tokens, loaders)
         # A function of the user's may wait for a device, which computes queued steps meanwhile.
         self._counting_is_free = count_tokens is None
-        self.flops = flops
-        self._counted_step = CountedStep() if counts_flops else None
+        self.arithmetic = arithmetic
         self._before = before
         self._ranks = ranks
         self._counts = counts
@@ -110,23 +106,32 @@ class Segment:
         self.devices.sampler.pause()
 
     def begin_step(self) -> None:
-        """Mark the beginning of a step: the FLOP of the first are counted if need be."""
-        if self._counted_step is not None and not self._counted_step.is_counting:
-            self._counted_step.start()
+        """Mark the beginning of a step: some begin with a look at the model, or are counted."""
+        self.arithmetic.begin_step(self.batches)
 
     def count(self, batch: Any, tokens: int | None = None) -> None:
         """Count a batch that was trained on, or just the number of its tokens."""
         began = self._now()
-        if tokens is None:
+        if self.arithmetic.step is not None:
+            self._count_step(batch, tokens)
+        elif tokens is None:
             self.tokens.add(batch)
         else:
             self.tokens.add_counted(tokens)
         if self._counting_is_free:
             self._clock.leave_out(self._now() - began)
-        if self._counted_step is not None:
-            step, self._counted_step = self._counted_step, None
-            step.stop()
-            self.flops = step.flops_model(self.tokens.by_length, self.flops)
+
+    def _count_step(self, batch: Any, tokens: int | None) -> None:
+        if tokens is None:
+            self.arithmetic.end_step(self.tokens.add_with_padding(batch))
+        else:
+            self.tokens.add_counted(tokens)
+            self.arithmetic.end_step({0: tokens})
+
+    def look(self) -> None:
+        """Look whether the model has changed since the validation before. Once for each."""
+        with self.uncharged():
+            self.arithmetic.look(self.tokens.by_length, self.batches)
 
     @contextlib.contextmanager
     def uncharged(self) -> Iterator[None]:
@@ -140,8 +145,7 @@ class Segment:
 
     def stop(self) -> None:
         """End the sampler's thread without waiting for a device; the counts stay."""
-        if self._counted_step is not None:
-            self._counted_step.stop()
+        self.arithmetic.stop()
         self._clock.pause()
         self._wall.pause()
         self.devices.sampler.stop()
@@ -161,7 +165,7 @@ class Segment:
         return Spending(
             tokens=tokens,
             samples=self.tokens.samples,
-            model_flops=self.flops.total(self.tokens.by_length),
+            model_flops=self.arithmetic.total(self.tokens.by_length),
             batches=self.tokens.batches,
             uncounted_batches=self.tokens.uncounted,
             epochs=self.tokens.batches / self._batches_per_epoch,

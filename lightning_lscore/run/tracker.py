@@ -26,6 +26,7 @@ from ..model.sharded import counts_here, peers
 from ..record.record import Record
 from . import processes
 from .architecture import Architecture
+from .arithmetic import Arithmetic
 from .ledger import Ledger
 from .options import Options
 from .own_measures import OwnMeasure, values_of
@@ -211,7 +212,7 @@ class Tracker:
         model = model or self._architecture.model
         if model is None:
             raise RuntimeError("expected an open Tracker, got one after close(); make another.")
-        self._architecture.model = model
+        self._architecture.begin(model)
         self.device = self.device or _device_of(model)
         state, options = self._state, self._options
         if self._resumed:
@@ -237,13 +238,13 @@ class Tracker:
             ranks=processes.world_size() // peers(device_mesh),
             counts=counts_here(device_mesh, None),
             batches_per_epoch=batches_per_epoch,
-            flops=self._architecture.flops,
-            counts_flops=options.flops_per_token == "count",
+            arithmetic=Arithmetic(self._architecture),
             count_tokens=options.count_tokens,
             loaders=loaders,
             price_per_device_hour=options.price_per_device_hour,
             carbon_intensity=options.carbon_intensity,
         )
+        self.assume("flops", self._segment.arithmetic.assumed)
 
     def resume(self) -> None:
         """Let time count from now on; without effect while it does."""
@@ -282,7 +283,10 @@ class Tracker:
                 self.pause(wait=False)
 
     def begin_step(self) -> None:
-        """Tell that the next step begins: the first one's FLOP are counted, if asked for."""
+        """Tell that the next step begins; :meth:`training` does so for the first one in it.
+
+        The FLOP of some steps are counted, and some begin with a look at which parameters learn.
+        """
         if self._segment is not None:
             self._segment.begin_step()
 
@@ -328,6 +332,8 @@ class Tracker:
         segment, options = self._segment, self._options
         self._resume_after = segment is not None and segment.runs
         self.pause()
+        if segment is not None:
+            segment.look()
         device = self.device or _device_of(self._architecture.model)
         self._held_out = [
             HeldOut(options.ignore_index, device, options.bytes_counter, options.compile)
@@ -381,6 +387,9 @@ class Tracker:
             raise RuntimeError("expected score() after training has begun; see training().")
         running = segment.runs
         self.pause()
+        if not self._held_out:  # else the evaluation's start did so
+            segment.look()
+        self.assume("flops", segment.arithmetic.assumed)
         evaluation, own = self._exchange(source)
         record = self.last_record = score_run(
             self._state,

@@ -41,9 +41,9 @@ def test_the_hooks_around_a_batch_count_it(trainer, options):
     trainer(hooks, **options).fit(module, loader(12), loader(4))
     estimate = flops_of(module)
     model = hooks.step.flops_model({12: 48}, estimate)
-    assert model.per_token == hooks.step.flops / 48
+    assert model.total({12: 48}) == hooks.step.flops
     assert model.at(12) == pytest.approx(estimate.at(12), rel=0.03)
-    assert model.per_position == {}
+    assert model.per_position == estimate.per_position
     assert model.convention.startswith("products counted in one step of 48 tokens (sequences of 12")
 
 
@@ -113,15 +113,98 @@ def test_it_says_whether_it_counts():
         assert not step.is_counting
 
 
-def test_what_checkpointing_computes_again_is_in_a_count():
-    """As its convention says: one forward pass more, of three parts."""
-    layer = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU())
-    x = torch.rand(4, 8, requires_grad=True)
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_what_checkpointing_computes_again_does_not_count(reentrant):
+    """It teaches the model nothing: as many as without, in all its ways and with frozen weights."""
+    below, layer = (
+        nn.Linear(8, 8, bias=False),
+        nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU()),
+    )
     with CountedStep() as step:
-        checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert step.flops == 8 * 4 * 64
-    convention = step.flops_model({1: 4}, flops_of(layer)).convention
-    assert "those of padding, of activation checkpointing and of the optimizer too" in convention
+        x = below(torch.rand(4, 8))
+        x = layer(x) if reentrant is None else checkpoint(layer, x, use_reentrant=reentrant)
+        x.sum().backward()
+    assert step.flops == (6 + 4) * 4 * 64
+
+
+def test_what_the_optimizer_multiplies_does_not_count():
+    """All products behind the last backward pass; a step without one counts whole."""
+    w = torch.rand(8, 8, requires_grad=True)
+    with CountedStep() as step:
+        (torch.rand(4, 8) @ w).sum().backward()
+        (w.grad @ w.grad).sum()
+    assert step.had_backward
+    assert step.flops == 4 * 4 * 64
+    with torch.no_grad(), CountedStep() as step:
+        torch.rand(4, 8) @ w
+    assert not step.had_backward
+    assert step.flops == 2 * 4 * 64
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_kernels_count_by_their_weights(kind, gates):
+    """PyTorch has no formula for that of an LSTM."""
+    net = kind(8, 16, num_layers=2)
+    with CountedStep() as step:
+        net(torch.rand(5, 3, 8, requires_grad=True))[0].sum().backward()
+    weights = gates * 16 * (8 + 16 + 16 + 16)
+    # The state that comes before the first token is no product's result: nothing goes back to it.
+    assert step.flops == pytest.approx(6 * 15 * weights, rel=0.1)
+
+
+class Attention(nn.Module):
+    """By hand: products, or PyTorch's function."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv, self.out, self.fused = nn.Linear(32, 96), nn.Linear(32, 32), fused
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        if self.fused:
+            y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = (q @ k.mT).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_grows_with_the_length_and_the_rest_does_not(fused, cut):
+    """One count tells the FLOP at other lengths, also where the step cuts off the last token."""
+    net, one = Attention(fused), FlopsModel(per_token=1, convention="")
+
+    def count(length):
+        with CountedStep() as step:
+            net(torch.rand(2, length - cut, 32, requires_grad=True)).sum().backward()
+        return step.flops_model({length: 2 * (length - cut)}, one)
+
+    long, short = count(48), count(12)
+    assert long.per_token == short.per_token == 6 * (32 * 96 + 32 * 32)
+    (per_position,) = long.per_position.values()
+    assert per_position == pytest.approx(12 * 32, rel=0.03)
+    assert long.at(12) == pytest.approx(short.at(12), rel=0.03)
+    assert "attention's grow with the length" in long.convention
+
+
+def test_products_in_chunks_do_not_grow_with_the_length():
+    """As in a linear attention: their sides are a chunk and a state, and no sequence."""
+    x = torch.rand(3, 4, 6, 8, requires_grad=True)  # 3 rows of 4 chunks of 6
+    with CountedStep() as step:
+        (x @ x.mT @ x).sum().backward()
+    model = step.flops_model({24: 72}, FlopsModel(per_token=1, convention=""))
+    assert model == FlopsModel(per_token=step.flops / 72, convention=model.convention)
+
+
+def test_an_operator_of_others_is_named():
+    """Its products, if it has any, have no formula."""
+    with torch.library._scoped_library("lscore_test", "DEF") as library:
+        library.define("attend(Tensor x) -> Tensor")
+        library.impl("attend", lambda x: x.clone(), "CPU")
+        with CountedStep() as step:
+            torch.ops.lscore_test.attend(torch.ones(2, 3) @ torch.ones(3, 4))
+    model = step.flops_model({1: 2}, FlopsModel(per_token=1, convention=""))
+    assert model.convention.endswith("what lscore_test.attend may multiply is not counted")
 
 
 def test_a_module_is_compiled_though_its_first_call_is_counted():
@@ -144,14 +227,14 @@ def test_a_module_is_compiled_though_its_first_call_is_counted():
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_attention_with_a_function_for_its_scores_goes_on():
-    """Uncounted; PyTorch's own counter stops it with a TypeError."""
+    """And counts like any other; PyTorch's own counter stops it with a TypeError."""
     flex = pytest.importorskip("torch.nn.attention.flex_attention")
     q = torch.rand(1, 2, 32, 16)
     expected = flex.flex_attention(q, q, q)
     with CountedStep() as step:
         assert torch.equal(flex.flex_attention(q, q, q), expected)
         torch.ones(2, 3) @ torch.ones(3, 4)
-    assert step.flops == 48
+    assert step.flops == 48 + 4 * 2 * 32 * 32 * 16
 
 
 def test_without_a_way_to_leave_compiling_alone_nothing_is_counted(monkeypatch):

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.flops import FlopsModel
+from lightning_lscore.run.architecture import Architecture
+from lightning_lscore.run.arithmetic import Arithmetic
 from lightning_lscore.run.segment import READING_SECONDS, Segment
 from lightning_lscore.run.spending import Spending
 
@@ -60,7 +63,7 @@ def segment(*, count=2, peak=5.0, before=None, ranks=1, flops=6.0, **options):
         devices,
         before=before or Spending(),
         ranks=ranks,
-        flops=FlopsModel(per_token=flops, convention=""),
+        arithmetic=Arithmetic(Architecture(nn.Linear(1, 1), flops)),
         now=now,
         **options,
     )
@@ -257,11 +260,11 @@ def test_queued_steps_are_awaited_before_the_clock_stops(monkeypatch, initialize
 def test_model_flops_grow_with_the_length_of_the_sequences():
     """6 a token, and 1 for each position that it looks at; another number counts for all tokens."""
     made, now = segment()
-    made.flops = FlopsModel(per_token=6.0, per_position={math.inf: 1.0}, convention="")
+    made.arithmetic.flops = FlopsModel(per_token=6.0, per_position={math.inf: 1.0}, convention="")
     train(made, now, tokens=4)
     train(made, now, tokens=8)
     assert made.spending().model_flops == 4 * (6 + 2) + 8 * (6 + 4)
-    made.flops = FlopsModel.given(3)
+    made.arithmetic.flops = FlopsModel.given(3)
     assert made.spending().model_flops == 36
 
 

@@ -324,7 +324,8 @@ def test_an_assumption_is_told_once_and_recorded(make, tmp_path):
         tracker.count(tokens=8)
     for how in ("4 batches", "4 batches", "5 batches"):
         tracker.assume("plan", how)
-    assert told == ["LScore plan: 4 batches", "LScore plan: 5 batches"]
+    plans = [line for line in told if line.startswith("LScore plan")]
+    assert plans == ["LScore plan: 4 batches", "LScore plan: 5 batches"]
     tracker.score()
     assert read_records(tmp_path)[-1].assumptions["plan"] == "5 batches"
 
@@ -350,8 +351,8 @@ def test_arguments_that_make_no_sense_are_named(options, named):
 
 
 @pytest.mark.parametrize("count", ["count", 9e9, None])
-def test_flops_are_counted_given_or_estimated(make, count):
-    """As with the callback; counted in the first step."""
+def test_flops_are_counted_or_given(make, count):
+    """As with the callback; counted in the first step, unasked where the structure tells little."""
     tracker = make(BY_TOKENS, flops_per_token=count)
     model = PlainLM()
     for _ in range(2):
@@ -361,8 +362,6 @@ def test_flops_are_counted_given_or_estimated(make, count):
     evaluate(tracker)
     m = tracker.score().measurements
     # The head is the only product: 2 FLOP forward, 4 backward, though without that to its input.
-    expected = {"count": 6.0 * 16 * VOCABULARY, 9e9: 9e9}.get(count)
-    words = {"count": "counted", 9e9: "as given"}.get(count, "6 FLOP per trainable")
-    assert words in m.provenance["model_flops"]
-    if expected is not None:
-        assert m.flops_per_token == pytest.approx(expected)
+    expected = 9e9 if count == 9e9 else 6.0 * 16 * VOCABULARY
+    assert ("as given" if count == 9e9 else "counted in one step") in m.provenance["model_flops"]
+    assert m.flops_per_token == pytest.approx(expected)
