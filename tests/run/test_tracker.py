@@ -207,7 +207,6 @@ def test_a_patience_is_told_of_the_newest_score(make):
     assert verdict.validations == 2
     assert verdict.paid == pytest.approx(math.log(BY_TOKENS.D.f(0.72) / BY_TOKENS.D.f(0.24)))
     assert verdict.stop
-    assert not tracker.judge(patience, armed=False).stop
 
 
 # ---------------------------------------------------------------- the plan
