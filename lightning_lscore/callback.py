@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +17,7 @@ from .equation.formula import Formula
 from .heldout.capture import Capture
 from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
+from .logged import Logged
 from .packages import Callback
 from .plan import planned_batches
 from .rates import learning_rate
@@ -45,6 +43,9 @@ class LScore(Callback):
 
     NaN logits make perplexity and L NaN, and a held-out token of probability 0 makes them infinite.
     They are logged as such, and training goes on.
+
+    Where the module or another callback logs one of these names itself, LScore leaves it alone,
+    logs its own as ``lscore/perplexity``, say, and tells so; see :meth:`name_of`.
 
     Counters go on when a fit resumes from a checkpoint, and when the same Trainer fits again. A fit
     that begins at step 0 begins at zero. ``trainer.validate`` on its own logs the perplexity. A run
@@ -148,7 +149,7 @@ class LScore(Callback):
         self._loaders: list[Any] = []  # for validation
         self._held_out: list[HeldOut] = []  # one for each of them
         self._stand_ins: list[Callable[[], None]] = []  # each ends one
-        self._quiet = contextlib.ExitStack()  # Lightning's advice that does not fit
+        self._logged = Logged(self.prefix, self._tell_of_names)
 
     @property
     def last_record(self) -> Record | None:
@@ -159,6 +160,10 @@ class LScore(Callback):
     def formula_in_force(self) -> Formula | None:
         """What L is scored with; None until the first validation makes it from the run's plan."""
         return self.formula if self.tracker is None else self.tracker.formula
+
+    def name_of(self, key: str) -> str:
+        """Return what to monitor for a value: its key, or another where someone else logs that."""
+        return self._logged.names.of(key)
 
     # ------------------------------------------------------------------ a fit
 
@@ -180,10 +185,11 @@ class LScore(Callback):
                 "then is in none of its measures, and L charges too little."
             )
         self._fitted[trainer] = tracker
+        self._logged.avoid(trainer)
         # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
         # EarlyStopping then looks for a value that nothing has logged.
         for key, value in tracker.logged.items():
-            trainer.callback_metrics[key] = torch.tensor(value, dtype=torch.float64)
+            trainer.callback_metrics[self.name_of(key)] = torch.tensor(value, dtype=torch.float64)
         rate = learning_rate(trainer, 0, 0)
         tracker.plan = Plan(batches=planned_batches(trainer), learning_rate=rate)
         tracker.precision = str(trainer.precision)
@@ -237,7 +243,7 @@ class LScore(Callback):
         while self._stand_ins:
             self._stand_ins.pop()()
         self._capture.detach()
-        self._quiet.close()
+        self._logged.close()
         self._loaders, self._held_out = [], []
         if self.tracker is not None:
             self.tracker.close()
@@ -292,7 +298,7 @@ class LScore(Callback):
         else:
             values = tracker.evaluate(source)
         if not trainer.barebones:  # where Lightning logs nothing
-            self._log(pl_module, values)
+            self._logged.log(trainer, pl_module, values)
         if not values[f"{self.prefix}lscore/validation_tokens"]:
             raise ValueError(
                 "LScore counted no token in the validation set: expected labels other than "
@@ -302,26 +308,8 @@ class LScore(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.detach()
-        self._quiet.close()
+        self._logged.close()
         self._tracker.end_evaluation()
-
-    def _log(self, pl_module: LightningModule, values: Mapping[str, float]) -> None:
-        device = pl_module.device
-        # As tensors: Lightning makes float32 of Python numbers, where 1e9 + 1 is 1e9.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        for key, value in values.items():
-            pl_module.log(
-                key,
-                torch.tensor(value, dtype=dtype, device=device),
-                prog_bar=key == f"{self.prefix}L",
-                on_epoch=True,
-                add_dataloader_idx=False,
-            )
-        # Lightning advises to average over the ranks when it computes these, before it calls
-        # on_validation_end: what LScore logs is the same on all of them.
-        mine = re.escape(self.prefix) + "(L|perplexity|f_[DAH]|lscore/)"
-        self._quiet.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", rf"It is recommended to use `self.log\('{mine}")
 
     # ------------------------------------------------------------------ a checkpoint
 
@@ -332,7 +320,9 @@ class LScore(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's memory, in plain numbers, strings, lists and dictionaries."""
-        return {} if self.tracker is None else self.tracker.state_dict()
+        if self.tracker is None:
+            return {}
+        return {**self.tracker.state_dict(), "names": dict(self._logged.names.moved)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a checkpoint's run in the fit that begins; validating it leaves a run alone.
@@ -342,10 +332,11 @@ class LScore(Callback):
         """
         if self._stage == "fit":
             self._tracker.load_state_dict(state_dict)
+            self._logged.names.moved.update(state_dict.get("names", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without the fit under way: its Trainer, its data, its model."""
-        theirs = ("_fitted", "_loaders", "_held_out", "_stand_ins", "_quiet")
+        theirs = ("_fitted", "_loaders", "_held_out", "_stand_ins", "_logged")
         return {name: value for name, value in super().__getstate__().items() if name not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -358,6 +349,9 @@ class LScore(Callback):
     def _tracker(self) -> Tracker:
         assert self.tracker is not None, "Lightning calls setup first"
         return self.tracker
+
+    def _tell_of_names(self, how: str) -> None:
+        self._tracker.assume("names", how)
 
 
 def _directory(trainer: Trainer) -> str | None:

@@ -123,6 +123,14 @@ class CostEarlyStopping(EarlyStopping, Callback):
             self._take_in(trainer)
         super().on_validation_end(trainer, pl_module)
 
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        key = self.monitor
+        self.monitor = self._find_lscore(trainer).name_of(key)  # where the module has an L itself
+        try:
+            super()._run_early_stopping_check(trainer)
+        finally:
+            self.monitor = key
+
     def _take_in(self, trainer: Trainer) -> None:
         """Tells the patience of the validation that LScore has just scored, on all ranks alike."""
         self.verdict = self._why = None

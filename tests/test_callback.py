@@ -122,7 +122,7 @@ def test_several_validation_loaders_are_weighted_by_their_tokens(trainer):
     trainer(LScore(), watch).fit(model, loader(8), [small, large])
     (seen,) = watch.seen
     expected = [reference_perplexity(model, *s) for s in ([small, large], [small], [large])]
-    names = ["perplexity", "perplexity/dataloader_idx_0", "perplexity/dataloader_idx_1"]
+    names = ["perplexity", "lscore/perplexity_0", "lscore/perplexity_1"]
     assert [seen[name] for name in names] == pytest.approx(expected, rel=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 
 from ..record.file import RECORD_FILE, append_record, records_since
@@ -15,21 +16,21 @@ class Ledger:
     """Keeps the record on rank 0. What the disk refuses costs a warning, never the run.
 
     Args:
-        prefix: put before the file's name.
+        prefix: put before the file's name, with _ for each slash in it.
         warn: called with each warning.
     """
 
     def __init__(self, prefix: str, warn: Callable[[str], None]) -> None:
         self.directory: str | os.PathLike[str] | None = None
         """None: no record."""
-        self._prefix, self._warn = prefix, warn
+        self._file, self._warn = re.sub(r"[/\\]", "_", prefix) + RECORD_FILE, warn
 
     @property
     def path(self) -> str | None:
         """The file that this process writes; None where it writes none."""
         if self.directory is None or processes.rank() != 0:
             return None
-        return os.path.join(self.directory, self._prefix + RECORD_FILE)
+        return os.path.join(self.directory, self._file)
 
     def write(self, record: Record) -> None:
         """Add a line."""

@@ -540,7 +540,7 @@ class Tracker:
 def _each_loader(evaluation: Evaluation | None) -> dict[str, float]:
     """The perplexity of each validation loader by key, where there are several."""
     each = () if evaluation is None else evaluation.perplexities
-    return {f"perplexity/dataloader_idx_{i}": T for i, T in enumerate(each) if len(each) > 1}
+    return {f"lscore/perplexity_{i}": T for i, T in enumerate(each) if len(each) > 1}
 
 
 def _device_of(model: nn.Module | None) -> torch.device:
