@@ -65,8 +65,9 @@ class LScore(Callback):
         from_loss: where LScore finds no logits, use the mean loss that validation_step returns as
             the mean NLL of the labels. Wrong if the loss contains anything else, such as auxiliary
             terms or label smoothing.
-        count_tokens: function batch -> training tokens in it, for batches without a tensor of token
-            ids, or with padding and no ``attention_mask`` by that name.
+        count_tokens: function batch -> training tokens in it, where LScore finds others: a line at
+            the start of the fit says which tensor it counts and what shows padding. Default: what
+            the model reads, see :class:`~lightning_lscore.model.tokens.TokenCounter`.
         count_bytes: for bits per byte, and a T that compares across tokenizers: the tokenizer, or a
             function of the counted token ids [n] to the bytes of their text. Use ``len`` for a
             model that reads bytes.

@@ -2,140 +2,115 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Integer tensors under these keys are the model's input; a batch without them is searched in order.
-_INPUT_NAMES = ("input_ids", "tokens", "inputs", "input", "x")
+from .leaves import Leaf, is_integer, leaves
+from .padding import as_padding_mask, is_binary
 
-# Usual dtypes of token ids.
+# What holds the model's input, by its name: as transformers, TRL, litGPT, nanoGPT, torchtext and
+# many modules of one's own have it.
+_INPUTS = (
+    *("input_ids", "token_ids", "tokens", "inputs", "input"),
+    *("x", "idx", "ids", "text", "src", "source", "src_tokens", "source_ids"),
+)
+_NAMES_OF_ROWS = frozenset(_INPUTS[5:])
+"""With these a tensor needs rows [B, T] to be tokens, else it may be an index or a label."""
+
+# These hold tokens too, but as a target; they are the input where nothing else is.
+_TARGETS = (
+    *("labels", "label", "targets", "target", "target_ids", "y", "lm_labels"),
+    *("tgt", "trg", "tgt_tokens", "decoder_input_ids"),
+)
+
+# Whole numbers that are no tokens have one of these in their names.
+_OTHERS = (
+    *("mask", "position", "pos_ids", "token_type", "segment", "seq_id", "doc", "cu_seq"),
+    *("seqlen", "seq_len", "length", "max_s", "num_", "n_tokens", "batch_size", "indices"),
+    *("grid", "pixel", "bbox", "special_tokens"),
+)
+
 _USUAL = frozenset({torch.int64, torch.int32})
+"""Usual dtypes of token ids; narrower ones may hold pixels, sounds or bytes of text."""
 
 
 def find_tokens(batch: Any) -> Tensor | None:
     """Return the tensor of token ids that a batch feeds to the model, or None.
 
     By name in a mapping (``input_ids`` first), else the first integer tensor with at least two
-    dimensions [B, T], else the first integer tensor.
+    dimensions [B, T], else the first integer tensor. Pictures of whole numbers, positions, lengths
+    and masks are no tokens, and labels only where nothing else is.
     """
-    tokens = _usual(batch)
-    return _search(batch) if tokens is None else tokens
+    found = token_leaves(batch)
+    return found[0].tensor if found else None
 
 
-def _usual(batch: Any) -> Tensor | None:
-    """Return tokens in their usual place: a search would take longer than all else in a step."""
-    if isinstance(batch, (list, tuple)):
-        value = batch[0] if batch else None
-        if isinstance(value, Tensor) and value.dtype in _USUAL and value.ndim >= 2:
-            return value
-    elif isinstance(batch, Tensor):
-        return batch if _is_tokens(batch) else None
-    elif isinstance(batch, (dict, Mapping)):  # isinstance of a Mapping is slow: dict comes first
-        for name in _INPUT_NAMES:
-            value = batch.get(name)
-            if isinstance(value, Tensor) and _is_tokens(value):
-                return value
-    return None
+def token_leaves(batch: Any) -> list[Leaf]:
+    """Return what may hold a batch's tokens, the most likely first."""
+    ranked = [(rank, leaf) for leaf in leaves(batch) if (rank := _rank(leaf)) is not None]
+    return [leaf for _, leaf in sorted(ranked, key=lambda one: one[0])]
 
 
-def _search(batch: Any) -> Tensor | None:
-    first = None
-    for tensor in integer_tensors(batch):
-        if tensor.ndim >= 2:
-            return tensor
-        first = tensor if first is None else first
-    return first
+def _rank(leaf: Leaf) -> int | None:
+    """Return how likely a tensor is to hold tokens, 0 for the most likely; None: it does not."""
+    name, tensor = leaf.name.lower(), leaf.tensor
+    if not is_integer(tensor) or any(word in name for word in _OTHERS) or is_picture(tensor):
+        return None
+    one_row = tensor.ndim < 2
+    if name in _INPUTS and not (one_row and name in _NAMES_OF_ROWS):
+        return _INPUTS.index(name)
+    if is_input_ids(name):
+        return len(_INPUTS)
+    rank = len(_INPUTS) + 1 + 4 * one_row
+    if name in _TARGETS:
+        return rank + 2
+    return rank if tensor.dtype in _USUAL else rank + 1
+
+
+def is_input_ids(name: str) -> bool:
+    """Whether a name is ``input_ids`` or one of several, as ``chosen_input_ids`` is."""
+    return "input_ids" in name and not name.startswith("decoder")
+
+
+def is_target(leaf: Leaf) -> bool:
+    """Whether a tensor holds targets by its name."""
+    return leaf.name.lower() in _TARGETS
+
+
+def is_picture(tensor: Tensor) -> bool:
+    """Whether whole numbers are those of pictures: [B, C, H, W], or bytes [B, H, W].
+
+    Bytes [B, T] are text.
+    """
+    if tensor.is_nested:
+        return False
+    return tensor.ndim > 3 or (tensor.ndim == 3 and tensor.dtype not in _USUAL)
 
 
 def find_mask(batch: Any, tokens: Tensor) -> Tensor | None:
-    """Return the 0/1 attention mask of ``tokens``, 0 for padding, or None."""
-    if isinstance(batch, (list, tuple)):
-        return None
-    mask = batch.get("attention_mask") if isinstance(batch, (dict, Mapping)) else None
-    fits = isinstance(mask, Tensor) and not tokens.is_nested and mask.shape == tokens.shape
-    return mask if fits else None
+    """Return the mask of ``tokens`` that is 0 for padding, or None.
 
-
-def find_inputs(batch: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Return every tensor of token ids that a batch feeds to the model, with its mask or None.
-
-    There are several if the batch is a list of micro-batches, or holds a list of sequences.
+    It is called ``attention_mask``, or it is the only other tensor without a name that has the
+    tokens' shape and nothing in it but 0 and 1. Reads the data of such a one, so it waits for a
+    device.
     """
-    tokens = _usual(batch)
-    if tokens is not None:
-        return [(tokens, find_mask(batch, tokens))]
-    labels = None
-    if isinstance(batch, (list, tuple)):
-        alike = bool(batch) and all(isinstance(b, (dict, Mapping)) for b in batch)
-        if alike and all(b.keys() == batch[0].keys() for b in batch):  # unlike inputs and labels
-            return [one for b in batch for one in find_inputs(b)]
-    elif isinstance(batch, (dict, Mapping)):
-        labels, masks = batch.get("labels"), _listed(batch.get("attention_mask"))
-        for name in _INPUT_NAMES:
-            ids = _listed(batch.get(name))
-            if ids and all(isinstance(t, Tensor) and _is_tokens(t) for t in ids):
-                each = zip_longest(ids, masks[: len(ids)])
-                return [(t, find_mask({"attention_mask": m}, t)) for t, m in each]
-    tokens = _search(batch)
-    if tokens is None:
-        return []
-    mask = find_mask(batch, tokens)
-    if mask is None and labels is not None and labels is tokens:
-        mask = labels >= 0  # with audio or images as input, labels of -100 are padding
-    return [(tokens, mask)]
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
+    if tokens.is_nested:
+        return None
+    fit = [leaf for leaf in leaves(batch) if leaf.tensor.shape == tokens.shape]
+    for leaf in fit:
+        if leaf.name == "attention_mask":
+            return leaf.tensor
+    unnamed = [leaf.tensor for leaf in fit if not leaf.name and leaf.tensor is not tokens]
+    if not unnamed or is_binary(tokens):
+        return None
+    return next((m for one in unnamed if (m := as_padding_mask(one, tokens)) is not None), None)
 
 
 def integer_tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield all integer tensors in nested mappings, sequences and dataclasses."""
-    if isinstance(batch, Tensor):
-        if _is_tokens(batch):
-            yield batch
-    elif isinstance(batch, Mapping):
-        for name, value in batch.items():
-            if name != "attention_mask":
-                yield from integer_tensors(value)
-    elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        for value in batch:
-            yield from integer_tensors(value)
-    elif dataclasses.is_dataclass(batch):
-        yield from integer_tensors(vars(batch))
-
-
-def _is_tokens(tensor: Tensor) -> bool:
-    dtype = tensor.dtype
-    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
-
-
-def batches_of(loaders: Any, batch: Any) -> list[Any]:
-    """Return the batches of all loaders if the Trainer has several: one batch holds them all.
-
-    Args:
-        loaders: in nested mappings and sequences. The batch has the same structure, unless the
-            module changed it.
-        batch: of one step; None stands for an exhausted loader.
-    """
-    pairs: Iterable[tuple[Any, Any]] = ()
-    if isinstance(loaders, Mapping) and isinstance(batch, Mapping):
-        if loaders.keys() == batch.keys():
-            pairs = [(loader, batch[key]) for key, loader in loaders.items()]
-    elif isinstance(loaders, (list, tuple)) and isinstance(batch, (list, tuple)):
-        pairs = zip(loaders, batch, strict=True) if len(loaders) == len(batch) else ()
-    parts = [one for loader, part in pairs for one in batches_of(loader, part)]
-    return parts or ([] if batch is None else [batch])
-
-
-def find_inputs_of_all(loaders: Any, batch: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the inputs, as :func:`find_inputs` does, of the batches of several loaders."""
-    found = [inputs for part in batches_of(loaders, batch) if (inputs := find_inputs(part))]
-    # If one loader has tokens, one number per sample in another is a label.
-    texts = [inputs for inputs in found if len(inputs) > 1 or inputs[0][0].ndim > 1]
-    return [one for inputs in texts or found for one in inputs]
+    """Yield all integer tensors of a batch, whatever its structure, but for ``attention_mask``."""
+    for leaf in leaves(batch):
+        if is_integer(leaf.tensor) and leaf.name != "attention_mask":
+            yield leaf.tensor

@@ -6,87 +6,180 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .batch import find_inputs, find_inputs_of_all, find_tokens
+from .batch import find_tokens
+from .embedding_reads import EmbeddingReads
+from .loaders import batches_of, micro_batches
+from .pad_ids import pad_ids
+from .place import Measured, Place, in_words, structure
+from .token_rules import Evidence, find_padding, find_places
 
 _NOWHERE = torch.Size([0, 0])
 """Shape of tokens whose tensor is not known."""
+_LOOKS = 4
+"""Kinds of batches whose data is looked at, once each: that waits for the device."""
 
 
 class TokenCounter:
     """Count the training tokens and sequences of this process, without padding.
 
-    Counting never makes the host wait for the device: a mask on a GPU is summed there, and the sum
-    is fetched when ``total`` or ``by_length`` is read.
+    A token counts each time that the model reads it in training, whatever the loss makes of it: a
+    prompt with ignored labels counts, padding does not, and of T + 1 ids in a row that the step
+    cuts into inputs and targets T count. Of a source and a target, as for translation, the source
+    counts, as in the estimate of FLOP. Rows that a sampler or a ``CombinedLoader`` repeats, and
+    those of ``overfit_batches``, are trained on again and count again.
+
+    The rules of ``token_rules`` find where the tokens are in the first batch of each structure,
+    which may wait for the device. From then on counting never does: a mask on a GPU is summed
+    there, and the sum is fetched when ``total`` or ``by_length`` is read.
 
     Args:
-        function: batch -> its number of tokens, for batches whose tokens cannot be found.
-        loaders: the Trainer's loaders if there are several, see ``batch.batches_of``.
+        function: batch -> its number of tokens; it decides alone.
+        loaders: the Trainer's loaders if there are several, see ``loaders.batches_of``.
+        model: whose embeddings tell what the tokens are, in the first batch.
+        tell: called with how tokens were found, in words, once that is known or changes.
+        warn: called with what is doubtful.
     """
 
-    def __init__(self, function: Callable[[Any], int] | None = None, loaders: Any = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any], int] | None = None,
+        loaders: Any = None,
+        model: nn.Module | None = None,
+        tell: Callable[[str], None] = lambda how: None,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self._function = function
         self._loaders = loaders if isinstance(loaders, (list, tuple, Mapping)) else None
-        self._whole: dict[torch.Size, int] = {}  # batches without padding, by their shape
+        self._tell, self._warn = tell, warn
+        model = model if function is None else None
+        self._evidence = Evidence(EmbeddingReads(model), pad_ids(model))
+        self._places: dict[Any, Place] = {}  # by the structure of their batches
+        self._looks_left, self._is_new = _LOOKS, False
+        self._said: list[str] = []
         self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
         self._device: dict[int, Tensor] = {}
+        self._with_padding: dict[int, int] | None = None  # of a batch, where asked for
         self._samples = 0
         self.batches = 0
         self.uncounted = 0
         """Batches in which no tokens were found."""
+
+    def close(self) -> None:
+        """Let go of the model and of the last batch; the counts stay."""
+        self._evidence.reads.close()
+        for place in self._places.values():
+            place.latest = ()
 
     def add(self, batch: Any) -> None:
         """Count one batch."""
         self.batches += 1
         if self._function is not None:
             tokens = find_tokens(batch)
-            shape = _NOWHERE if tokens is None else tokens.shape
-            self._count(int(self._function(batch)), shape)
-            return
-        inputs = self._inputs(batch)
-        for tokens, mask in inputs:
-            self._add(tokens, mask)
-        self.uncounted += not inputs
+            n = int(self._function(batch))
+            self._count(n, _NOWHERE if tokens is None else tokens.shape)
+            if self.batches == 1:
+                self._tell(f"{n:,} in the first batch, by the given count_tokens")
+        elif self._loaders is not None or not self._add_as_before(batch):
+            self._add_parts(batch)
+        if self.batches == 1:
+            self._evidence.reads.stop()
+
+    def add_with_padding(self, batch: Any) -> dict[int, int]:
+        """Count one batch; return the places that the model computes for it, padding included.
+
+        By the length of the sequences. With a function they are the tokens that it counts.
+        """
+        if self._function is not None:
+            before = dict(self._host)
+            self.add(batch)
+            now = ((length, n - before.get(length, 0)) for length, n in self._host.items())
+            return {length: n for length, n in now if n}
+        places: dict[int, int] = {}
+        self._with_padding = places
+        self.add(batch)
+        self._with_padding = None
+        return places
 
     def add_counted(self, tokens: int) -> None:
         """Count one batch by its number of tokens, where nothing else is known about it."""
         self.batches += 1
         self._count(int(tokens), _NOWHERE)
+        if self.batches == 1:
+            self._evidence.reads.stop()
 
-    def add_with_padding(self, batch: Any) -> dict[int, int]:
-        """Count one batch; return its places for tokens, padding too, by length of the sequences.
+    def _add_as_before(self, batch: Any) -> bool:
+        """Count a batch if one of its structure was seen: a search takes longer than all else."""
+        place = self._places.get(structure(batch))
+        measured = None if place is None else place.measure(batch)
+        if measured is None:
+            return False
+        self._add(measured)
+        return True
 
-        With a function they are the tokens that it counts.
-        """
-        before = {} if self._function is None else {**self.by_length}
-        self.add(batch)
-        if self._function is not None:
-            return {length: n - before.get(length, 0) for length, n in self.by_length.items()}
-        unmasked = TokenCounter(None, self._loaders)
-        for tokens, _ in unmasked._inputs(batch):
-            unmasked._add(tokens, None)
-        return {**unmasked.by_length}
+    def _add_parts(self, batch: Any) -> None:
+        """Count a batch by what it holds: batches of loaders, micro-batches, lists of sequences."""
+        wholes = [batch] if self._loaders is None else batches_of(self._loaders, batch)
+        parts = [part for whole in wholes for part in micro_batches(whole)]
+        self._is_new = False
+        found = [several for part in parts if (several := self._measure(part))]
+        if len(wholes) > 1:  # if one loader has tokens, one number per sample in another is a label
+            texts = [some for some in found if len(some) > 1 or some[0].place.dimensions > 1]
+            found = texts or found
+        each = [measured for several in found for measured in several]
+        if each and self._is_new:
+            self._say(in_words(each))
+            self._doubt(each[0].place)
+        for measured in each:
+            self._add(measured)
+            self._settle(measured.place)  # which may be of this batch alone
+        self.uncounted += not each
 
-    def _inputs(self, batch: Any) -> list[tuple[Tensor, Tensor | None]]:
-        several = self._loaders is not None
-        return find_inputs_of_all(self._loaders, batch) if several else find_inputs(batch)
+    def _measure(self, part: Any) -> list[Measured]:
+        """Return the tokens of a part: where parts of its structure had them, else by the rules."""
+        key = structure(part)
+        known = self._places.get(key)
+        measured = None if known is None else known.measure(part)
+        if measured is not None:
+            return [measured]
+        look = self._looks_left > 0
+        places = find_places(part, self._evidence, look)
+        if places and look:
+            self._looks_left, self._is_new = self._looks_left - 1, True
+        if len(places) == 1:
+            if known is not None:
+                self._settle(known)
+            self._places[key] = places[0]
+        return [measured for place in places if (measured := place.measure(part)) is not None]
 
-    def _add(self, tokens: Tensor, mask: Tensor | None) -> None:
-        if tokens.is_nested:
-            rows, n = tokens.size(0), tokens.values().numel()
-            self._count(n, torch.Size([rows, n // max(1, rows)]))  # by their mean length
-        elif mask is None:
+    def _say(self, how: str) -> None:
+        if how not in self._said:
+            self._said.append(how)
+            self._tell(f"{' | '.join(self._said)}; LScore(count_tokens=...) overrides it")
+
+    def _doubt(self, place: Place) -> None:
+        if place.doubt is not None:
+            self._warn(
+                f"counts id {place.doubt} at the ends of rows of {place.name} as tokens. If it is "
+                "padding, put an attention_mask into the batch, or say "
+                "LScore(count_tokens=function)."
+            )
+
+    def _add(self, measured: Measured) -> None:
+        place, shape, n = measured
+        if self._with_padding is not None:
+            length = shape[-1] if shape else 1
+            self._with_padding[length] = self._with_padding.get(length, 0) + shape.numel()
+        if n is None:
             # Added up later: a tensor operation here would cost every step a microsecond.
-            shape = tokens.shape
-            self._whole[shape] = self._whole.get(shape, 0) + 1
-        elif mask.device.type == "cpu":
-            self._count(int(mask.sum()), tokens.shape)
+            place.whole[shape] = place.whole.get(shape, 0) + 1
+        elif isinstance(n, int) or n.device.type == "cpu":
+            self._count(int(n), shape)
         else:
-            length = self._count(0, tokens.shape)
-            total = mask.sum(dtype=torch.int64)
-            sum_before = self._device.get(length)
-            self._device[length] = total if sum_before is None else sum_before.add_(total)
+            length = self._count(0, shape)
+            before = self._device.get(length)
+            self._device[length] = n if before is None else before.add_(n)
 
     def _count(self, n: int, shape: torch.Size, times: int = 1) -> int:
         rows = shape[0] if len(shape) > 1 else 1
@@ -95,10 +188,26 @@ class TokenCounter:
         self._host[length] = self._host.get(length, 0) + times * n
         return length
 
-    def _settle(self) -> None:
-        for shape, times in self._whole.items():
-            self._count(shape.numel(), shape, times)
-        self._whole.clear()
+    def _settle(self, *places: Place) -> None:
+        for place in places or self._places.values():
+            for shape, times in place.whole.items():
+                self._count(shape.numel(), shape, times)
+            place.whole.clear()
+
+    def _look_again(self) -> None:
+        """Look for padding that the first batch had not, in the newest one."""
+        for place in self._places.values():
+            watched, place.latest = place.newest(), ()
+            if place.padding is None and place.doubt is None and watched:
+                find_padding(place, watched, self._evidence.pads)
+                self._doubt(place)
+                if place.has_padding(watched) and place.padding is not None:
+                    self._warn(
+                        f"found padding in {place.name} ({place.padding.words}) after "
+                        f"{self.batches} batches, and none in the first: until now it counted as "
+                        "tokens. Put an attention_mask into the batch, or say "
+                        "LScore(count_tokens=function)."
+                    )
 
     @property
     def samples(self) -> int:
@@ -110,9 +219,10 @@ class TokenCounter:
     def by_length(self) -> Mapping[int, int]:
         """Tokens so far, by the length of their sequences (with padding; 0: not known).
 
-        Waits for the device if masks are summed there.
+        Waits for the device if masks are summed there, or ids are to be looked at again.
         """
         self._settle()
+        self._look_again()
         for length, total in self._device.items():
             self._host[length] = self._host.get(length, 0) + int(total)
         self._device.clear()

@@ -93,7 +93,7 @@ def data(spending: Spending, steps: int, epochs: float | None) -> Part:
         steps: optimiser steps since the run began.
         epochs: passes over the training set, None if it has no length.
     """
-    counted = "measured: counted in the batches, without the padding that an attention_mask shows"
+    counted = "measured: counted in the batches, without padding; see the assumption about tokens"
     tokens, uncounted = _tokens(spending), _uncounted(spending)
     return {
         "tokens": _found(tokens, counted, uncounted),

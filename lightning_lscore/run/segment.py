@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..hardware.devices import Devices
 from ..model.tokens import TokenCounter
@@ -33,7 +34,9 @@ class Segment:
         counts: False on a peer of tensor parallelism, whose batches another process counts.
         batches_per_epoch: of one process; infinite if the training set has no length.
         arithmetic: what the model needs for a token, and since when.
-        count_tokens, loaders: see :class:`TokenCounter`.
+        count_tokens, loaders, model: see :class:`TokenCounter`, as for the next two.
+        tell: called with how tokens were found.
+        warn: called with what is doubtful about them.
         price_per_device_hour: of one device; None: unknown.
         carbon_intensity: in g CO2-equivalent per kWh; None: unknown.
         now: a monotonic clock, in seconds.
@@ -50,12 +53,15 @@ class Segment:
         arithmetic: Arithmetic,
         count_tokens: Callable[[Any], int] | None = None,
         loaders: Any = None,
+        model: nn.Module | None = None,
+        tell: Callable[[str], None] = lambda how: None,
+        warn: Callable[[str], None] = lambda message: None,
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
-        self.tokens = TokenCounter(count_tokens, loaders)
+        self.tokens = TokenCounter(count_tokens, loaders, model, tell, warn)
         # A function of the user's may wait for a device, which computes queued steps meanwhile.
         self._counting_is_free = count_tokens is None
         self.arithmetic = arithmetic
@@ -98,10 +104,8 @@ class Segment:
         Args:
             wait: whether to wait for the GPU before reading the time.
         """
-        if wait and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            # Steps still queued on a GPU are training too: wait for them before reading the time.
-            # This is the only synchronisation, once a validation.
-            torch.cuda.synchronize()
+        if wait:
+            _wait_for_gpu()  # once a validation
         self._clock.pause()
         self.devices.sampler.pause()
 
@@ -111,6 +115,8 @@ class Segment:
 
     def count(self, batch: Any, tokens: int | None = None) -> None:
         """Count a batch that was trained on, or just the number of its tokens."""
+        if not self.tokens.batches:
+            _wait_for_gpu()  # the first batch is looked at
         began = self._now()
         if self.arithmetic.step is not None:
             self._count_step(batch, tokens)
@@ -146,6 +152,7 @@ class Segment:
     def stop(self) -> None:
         """End the sampler's thread without waiting for a device; the counts stay."""
         self.arithmetic.stop()
+        self.tokens.close()
         self._clock.pause()
         self._wall.pause()
         self.devices.sampler.stop()
@@ -212,3 +219,9 @@ class Segment:
         for missing in self.devices.sampler.missing().values():
             merged.update(missing)
         return merged
+
+
+def _wait_for_gpu() -> None:
+    """Wait for the steps still queued on a GPU: they are training too, before the time is read."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()

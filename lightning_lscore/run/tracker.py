@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -241,6 +242,9 @@ class Tracker:
             arithmetic=Arithmetic(self._architecture),
             count_tokens=options.count_tokens,
             loaders=loaders,
+            model=model,
+            tell=partial(self.assume, "tokens"),
+            warn=self.warn_once,
             price_per_device_hour=options.price_per_device_hour,
             carbon_intensity=options.carbon_intensity,
         )
@@ -294,8 +298,7 @@ class Tracker:
         """Count a batch that the model was trained on, on this process.
 
         Args:
-            batch: its tokens are found as ``LScore`` finds them, without what an
-                ``attention_mask`` shows to be padding.
+            batch: its tokens are found as ``LScore`` finds them, without padding.
             tokens: how many there are, in place of the batch.
 
         Raises:

@@ -78,7 +78,9 @@ def test_all_integer_tensors_are_given_in_order_but_for_the_mask():
         ({"input_ids": IDS, "attention_mask": MASK[None]}, False),
         ({"input_ids": IDS, "attention_mask": None}, False),
         ({"input_ids": IDS}, False),
-        ((IDS, MASK), False),
+        ((IDS, MASK), True),
+        ((IDS, OTHER), False),
+        ((IDS, IDS % 2), False),
     ],
 )
 def test_a_mask_counts_only_if_it_fits_the_tokens(batch, found):

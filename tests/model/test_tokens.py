@@ -148,6 +148,19 @@ def test_tokens_are_counted_by_the_length_of_their_sequences(batches, expected):
     assert counter.total == sum(expected.values())
 
 
+def test_places_for_tokens_are_those_of_padding_too():
+    """What the model computes for a batch, by the length of its sequences."""
+    counter = TokenCounter()
+    assert counter.add_with_padding(MASKED) == {4: 12}
+    assert counter.add_with_padding([MASKED, {"input_ids": OTHER, "attention_mask": OTHER}]) == {
+        4: 12,
+        6: 30,
+    }
+    assert counter.by_length == {4: 14, 6: 0}
+    counter = TokenCounter(lambda batch: 7)
+    assert [counter.add_with_padding(MASKED) for _ in range(2)] == [{4: 7}, {4: 7}]
+
+
 def test_samples_are_sequences():
     counter = TokenCounter()
     for batch in (IDS, LENGTHS, {"input_ids": [LENGTHS, LENGTHS]}, jagged(torch.jagged)):
@@ -187,10 +200,11 @@ class OnAnotherDevice(torch.Tensor):
 
 
 def test_a_mask_on_a_gpu_is_fetched_only_when_the_total_is_read(monkeypatch):
-    """Counting never makes the host wait for the device; reading the total waits once."""
-    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    """After the first batch counting makes the host wait for no device; the total waits once."""
     counter = TokenCounter()
-    for _ in range(3):
+    counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
+    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    for _ in range(2):
         counter.add({"input_ids": IDS, "attention_mask": MASK.as_subclass(OnAnotherDevice)})
     assert counter.samples == 3 * len(IDS)
     assert OnAnotherDevice.fetched == 0
@@ -203,11 +217,11 @@ def test_a_mask_on_a_gpu_is_fetched_only_when_the_total_is_read(monkeypatch):
 
 
 def test_masks_on_a_gpu_are_summed_by_length(monkeypatch):
-    """One number is fetched for each length."""
-    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
+    """One number is fetched for each length, besides the one that is told of the first batch."""
     counter = TokenCounter()
     for ids in (IDS, IDS[:, :2], IDS):
         mask = torch.ones_like(ids).as_subclass(OnAnotherDevice)
         counter.add({"input_ids": ids, "attention_mask": mask})
+    monkeypatch.setattr(OnAnotherDevice, "fetched", 0)
     assert counter.by_length == {4: 24, 2: 6}
     assert OnAnotherDevice.fetched == 2

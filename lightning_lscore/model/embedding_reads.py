@@ -1,0 +1,131 @@
+"""What a model's embeddings look up in a training step: the best witness of what its tokens are."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_MOST = 256
+"""Look-ups that are kept; a copy of a model, whose hooks nobody removes, must not grow."""
+
+
+class Read(NamedTuple):
+    """The ids of one look-up."""
+
+    shape: torch.Size
+    memory: int | None
+    """Address of their memory: views, such as ``ids[:, :-1]``, share that of the batch's tensor."""
+    start: int | None
+    """Address of the first id."""
+
+
+class EmbeddingReads:
+    """Listen to the embeddings of a model until its first training step is over.
+
+    Ids are not looked at and not kept, only their shapes and addresses. An embedding that
+    torch.compile takes in is not heard; its graph asks whether there are hooks, so they stay there
+    until :meth:`close`, where they cost nothing.
+
+    Args:
+        model: may be trained already; the listening ends with :meth:`stop`.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.reads: list[Read] = []
+        self._hooks: dict[int, Any] = {}
+        for part in () if model is None else model.modules():
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+                hook = part.register_forward_pre_hook(self._note, with_kwargs=True)
+                self._hooks[id(part)] = hook
+        self._heard: set[int] = set()
+
+    def _note(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._heard.add(id(part))
+        if not torch.is_grad_enabled() or len(self.reads) >= _MOST:
+            return  # a teacher, or an evaluation
+        with contextlib.suppress(Exception):  # a training step never fails of this
+            ids = args[0] if args else kwargs["input"]
+            self.reads.append(Read(ids.shape, *_addresses(ids)))
+
+    def stop(self) -> None:
+        """Listen no more to the embeddings that were heard."""
+        for part in self._heard & self._hooks.keys():
+            self._hooks.pop(part).remove()
+
+    def close(self) -> None:
+        """Listen no more at all."""
+        while self._hooks:
+            self._hooks.popitem()[1].remove()
+
+    def part_of(self, tensor: Tensor) -> Any:
+        """Return which part of a tensor of the batch was looked up, as an index; None if none was.
+
+        A tensor that lies in the memory that was read, or whose parts do, comes before one of the
+        same shape as what was read, whose copy that may be.
+        """
+        memory, _ = _addresses(tensor)
+        own = [read for read in self.reads if memory is not None and read.memory == memory]
+        shapes = [read.shape for read in own or self.reads]
+        if own:
+            shapes.append(torch.Size([sum(shape.numel() for shape in shapes)]))  # part by part
+        for shape in shapes:
+            index = index_of(tensor.shape, shape, is_view=bool(own))
+            if index is not None:
+                return index
+        return first_of_rows(tensor.shape, shapes[0]) if own else None
+
+    def lies_in(self, tensor: Tensor) -> bool:
+        """Whether the very memory of a tensor was read, and not what may be a copy."""
+        memory, _ = _addresses(tensor)
+        return memory is not None and any(read.memory == memory for read in self.reads)
+
+    def begins_at(self, tensor: Tensor) -> bool:
+        """Whether what was read begins where a tensor does."""
+        _, start = _addresses(tensor)
+        return start is not None and any(read.start == start for read in self.reads)
+
+
+WHOLE = ...
+"""Index of all of a tensor."""
+ALL_BUT_LAST = (..., slice(None, -1))
+"""Index of the inputs where the last id of each row is only a target."""
+ALL_BUT_LAST_ROW = (slice(None, -1),)
+"""The same where the first dimension is that of time."""
+
+
+def index_of(shape: torch.Size, read: torch.Size, is_view: bool = False) -> Any:
+    """Return the index by which ids of one shape become those that were read, None if none does.
+
+    Args:
+        shape: of a tensor in the batch.
+        read: shape of what an embedding read.
+        is_view: whether both lie in the same memory, so that only their size need be equal.
+
+    >>> index_of(torch.Size([4, 9]), torch.Size([4, 8])) == ALL_BUT_LAST
+    True
+    """
+    indices: Any = (WHOLE, ALL_BUT_LAST, ALL_BUT_LAST_ROW) if shape else (WHOLE,)
+    parts = [torch.empty(shape, device="meta")[index].shape for index in indices]
+    if read in parts:
+        return indices[parts.index(read)]
+    sizes = [part.numel() for part in parts] if is_view or len(read) == 1 else []
+    return indices[sizes.index(read.numel())] if read.numel() in sizes else None
+
+
+def first_of_rows(shape: torch.Size, read: torch.Size) -> Any:
+    """Return the index by which rows are cut to the length that was read, None if they are not."""
+    cut = read[:-1] == shape[:-1] and 0 < len(read) == len(shape) and read[-1] < shape[-1]
+    return (..., slice(None, read[-1])) if cut else None
+
+
+def _addresses(tensor: Tensor) -> tuple[int | None, int | None]:
+    """Return the addresses of a tensor's memory and of its first number, if it has any."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None, tensor.data_ptr() or None
+    except (RuntimeError, NotImplementedError, AttributeError):  # a subclass without memory
+        return None, None

@@ -1,0 +1,71 @@
+"""What embeddings look up in the first training step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lscore.model.embedding_reads import EmbeddingReads
+
+IDS = torch.arange(12).reshape(3, 4)
+
+
+def test_listening_ends_with_the_step():
+    """Later steps pay nothing for it."""
+    model = nn.Sequential(nn.Embedding(12, 2))
+    reads = EmbeddingReads(model)
+    model(IDS)
+    reads.stop()
+    model(IDS)
+    assert [tuple(read.shape) for read in reads.reads] == [(3, 4)]
+    assert not model[0]._forward_pre_hooks
+
+
+def test_an_embedding_that_was_not_heard_is_left_alone_until_the_end():
+    """Its compiled graph would have to be made again."""
+    model = nn.ModuleList([nn.Embedding(12, 2), nn.Embedding(12, 2)])
+    reads = EmbeddingReads(model)
+    model[0](IDS)
+    reads.stop()
+    assert [bool(part._forward_pre_hooks) for part in model] == [False, True]
+    reads.close()
+    assert not model[1]._forward_pre_hooks
+
+
+def test_a_compiled_model_is_compiled_once():
+    """Neither listening nor its end makes torch.compile begin again."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = nn.Sequential(nn.Embedding(12, 2), nn.Linear(2, 3))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    reads = EmbeddingReads(model)
+    for _ in range(3):
+        compiled(IDS).sum().backward()
+        reads.stop()
+    assert reads.reads == []
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_copy_of_the_model_keeps_no_growing_list():
+    """Nobody removes the hooks of a copy, made for a moving average of the weights for example."""
+    model = nn.Sequential(nn.Embedding(12, 2))
+    reads = EmbeddingReads(model)
+    twin = copy.deepcopy(model)
+    for _ in range(300):
+        twin(IDS)
+    assert reads.reads == []
+    (hook,) = twin[0]._forward_pre_hooks.values()
+    assert len(hook.__self__.reads) < 300
+
+
+def test_ids_by_name_are_heard_and_what_cannot_be_understood_is_not():
+    """A training step never fails of it."""
+    model = nn.Embedding(12, 2)
+    reads = EmbeddingReads(model)
+    model(input=IDS)
+    with pytest.raises(TypeError):
+        model("text")
+    assert len(reads.reads) == 1
