@@ -141,6 +141,26 @@ class Formula:
         factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
         return sum(factors) if len(factors) == 3 else None
 
+    def elasticity_needed(self, measurements: Measurements) -> float | None:
+        """Return the d ln T / d ln spent below which L falls, where the run is.
+
+        It is -Σ w(1 + c)x/(c + x) over the factors of what grows, x = measure/reference: minus the
+        weights where c = 0, and less before the reference where c = 1. Taken as a difference of
+        :meth:`ln_price`, so that it holds for factors that are functions too.
+
+        Returns:
+            None where :meth:`ln_price` is.
+
+        >>> plan = Formula(D=Factor("tokens", 1e9, 0.05))
+        >>> [round(plan.elasticity_needed(Measurements(tokens=int(n))), 4) for n in (1e8, 1e9)]
+        [-0.0091, -0.05]
+        """
+        step = 1e-4
+        below, above = (self.ln_price(measurements, math.exp(u)) for u in (-step, step))
+        if below is None or above is None or not math.isfinite(above - below):
+            return None
+        return 0.0 if above == below else (below - above) / (2 * step)
+
     def ln_T(self, measurements: Measurements) -> float | None:
         """Return ln T, finite even where T is beyond a float; None if it was not measured."""
         if self.T == "perplexity":

@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .measures import GROWING, MEASURES, NOMINAL_BYTES, OF_A_VALIDATION, TO_LEVEL, check_measure
+from .measures import (
+    GROWING,
+    MEASURES,
+    NOMINAL_BYTES,
+    OF_A_VALIDATION,
+    SIGNED,
+    TO_LEVEL,
+    check_measure,
+)
 from .safe_numbers import as_number, exp, short
 
 
@@ -72,6 +80,7 @@ class Measurements:
     energy_kwh: float | None = None
     emissions_kg: float | None = None
     elasticity: float | None = None
+    elasticity_needed: float | None = None
 
     level: float | None = None
     """The T that the measures ``..._to_level`` refer to."""
@@ -134,8 +143,8 @@ class Measurements:
         """Return a function that builds from values of these fields; the others are None.
 
         It checks nothing, and takes a fraction of the constructor's time: for values that were
-        checked before, which are plain finite numbers >= 0 (``nll`` and ``elasticity`` may be
-        negative).
+        checked before, which are plain finite numbers >= 0 those of ``SIGNED`` may be
+        negative.
         """
         others = [f.name for f in fields(cls) if f.name not in names]
         setters = [getattr(cls, name).__set__ for name in (*names, *others)]
@@ -177,7 +186,7 @@ def _checked(name: str, value: Any) -> float:
         )
     finite = math.isfinite(number) or (row is not None and row.may_be_infinite)
     # An NLL is >= 0 up to rounding; an elasticity is negative where spending helps.
-    if not finite or (number < 0 and name not in ("nll", "elasticity")):
+    if not finite or (number < 0 and name not in SIGNED):
         raise ValueError(
             f"Measurements.{name}: expected a finite number >= 0, got {value!r}. "
             "Leave out what was not measured."

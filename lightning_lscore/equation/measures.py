@@ -139,8 +139,14 @@ OF_A_VALIDATION: dict[str, Measure] = {
     "elasticity": _row(
         "", "d ln T / d ln spent since the last validation: what 1 % more spending bought, in %"
     ),
+    "elasticity_needed": _row(
+        "", "elasticity below which L falls: minus what 1 % more spending adds to the price, in %"
+    ),
 }
 """The measures of one validation, by name; :data:`MEASURES` adds those ``..._to_level``."""
+
+SIGNED = ("nll", "elasticity", "elasticity_needed")
+"""The measures that may be negative."""
 
 GROWING = tuple(name for name, row in OF_A_VALIDATION.items() if row.grows)
 """The measures that count spending."""

@@ -67,6 +67,7 @@ def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
                 before = now
             how = f"measured: perplexity {formula.level:g} reached, from the record"
             m = with_level(m, formula.level, reached, how)
+        m = replace(m, elasticity_needed=formula.elasticity_needed(m))
         score = formula.score(m)
         again.append(replace(record, measurements=m, score=score, formula=formula.to_dict()))
     return again

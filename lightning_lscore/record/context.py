@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
 from ..equation.learning_rate import DECAYS, LearningRate
 from ..equation.measurements import Measurements
-from ..equation.measures import OF_A_VALIDATION
+from ..equation.measures import OF_A_VALIDATION, SIGNED
 from ..equation.prediction import Prediction, Unpredictable
 from ..equation.score import Score
 from .json_numbers import float_of, hours, number_or_none, plain_float
@@ -174,7 +174,7 @@ def _are_plain(values: Sequence[Any], names: Sequence[str]) -> bool:
         return False  # not so with a NaN, and not with bools
     if min(values, default=0) >= 0:
         return True
-    signed = [i for i, name in enumerate(names) if name in ("elasticity", "nll")]
+    signed = [i for i, name in enumerate(names) if name in SIGNED]
     return len([v for v in values if v < 0]) == len([i for i in signed if values[i] < 0])
 
 

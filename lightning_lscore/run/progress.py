@@ -64,8 +64,12 @@ class Progress:
             change = now["ln_T"] - before["ln_T"]
             value = change / math.log(now[measure] / before[measure])
             how = f"measured: since the last validation, spending in {measure}"
-        provenance = {**measured.provenance, "elasticity": how}
-        return replace(measured, elasticity=value, provenance=provenance)
+        needed = formula.elasticity_needed(measured)
+        told = "unavailable: the formula has no price here"
+        if needed is not None:
+            told = "measured: -d ln(f(D) f(A) f(H)) / d ln spent, by the formula in force"
+        provenance = {**measured.provenance, "elasticity": how, "elasticity_needed": told}
+        return replace(measured, elasticity=value, elasticity_needed=needed, provenance=provenance)
 
     def _with_level(
         self, formula: Formula, measured: Measurements, before: Mapping[str, float]

@@ -76,7 +76,7 @@ def _look_ahead(
 ) -> Prediction | Unpredictable:
     if plan.learning_rate.decay == "ahead":
         return Unpredictable(
-            reason="The learning rate stands still and has a scheduler: its decay may come, and "
-            "brings more than the curve so far can tell."
+            reason="A decay of the learning rate is still ahead, and brings more than the curve so "
+            "far can tell."
         )
     return state.progress.forecast(formula, measured, plan.batches_in_all(state.spending))

@@ -226,6 +226,24 @@ def test_what_the_default_asks_for_twice_the_tokens_and_time(x, asked):
     assert formula.D.doubling(x) + formula.H.doubling(x) == pytest.approx(math.log(charged))
 
 
+@given(st.floats(1e-3, 1e3), st.floats(0, 1), st.floats(0, 2), st.floats(0, 2))
+def test_L_falls_below_the_elasticity_needed(x, weight, c, d):
+    """-Σ w(1 + c)x/(c + x) over what grows; what the model fixes has no part in it."""
+    formula = Formula(
+        D=Factor("tokens", 1e6, weight, c=c),
+        A=Factor("total_parameters", 1e3, 0.3),
+        H=Factor("device_hours", 2.0, 0.1, c=d),
+    )
+    m = Measurements(tokens=round(x * 1e6), total_parameters=7, device_hours=2.0)
+    x = round(x * 1e6) / 1e6
+    expected = weight * (1 + c) * x / (c + x) + 0.1 * (1 + d) / (d + 1)
+    assert formula.elasticity_needed(m) == pytest.approx(-expected, rel=1e-6)
+    assert Formula().elasticity_needed(m) == 0.0
+    assert formula.elasticity_needed(Measurements(tokens=1)) is None
+    twice = Formula(D=lambda m: m.tokens**0.5)
+    assert twice.elasticity_needed(m) == pytest.approx(-0.5, rel=1e-6)
+
+
 @given(st.floats(1e-3, 1e3), st.floats(0, 1))
 def test_a_doubling_asks_1_less_2_to_the_minus_w_for_a_power(x, weight):
     """From any point, where c = 0; where c = 1 less before the reference and more after it."""

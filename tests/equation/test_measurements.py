@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.equation.measures import MEASURES
 
-SIGNED = {"nll", "elasticity"}
+SIGNED = {"nll", "elasticity", "elasticity_needed"}
 UNBOUNDED = {"nll", "perplexity", "nominal_perplexity"}
 
 

@@ -5,6 +5,7 @@ import io
 import math
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import VOCABULARY, PlainLM, loader, reference_perplexity, run_pyth
 
 from lightning_lscore import Factor, Formula, Tracker, read_records
 from lightning_lscore.curve.patience import Patience
+from lightning_lscore.equation.learning_rate import LearningRate
 from lightning_lscore.record.comparable import why_incomparable
 from lightning_lscore.run.segment import Segment
 
@@ -207,6 +209,12 @@ def test_a_patience_is_told_of_the_newest_score(make):
     assert verdict.validations == 2
     assert verdict.paid == pytest.approx(math.log(BY_TOKENS.D.f(0.72) / BY_TOKENS.D.f(0.24)))
     assert verdict.stop
+    tracker.plan = replace(tracker.plan, learning_rate=LearningRate(now=1.0, decay="ahead"))
+    train(tracker)
+    evaluate(tracker)
+    record = tracker.score()
+    assert (record.planned, record.learning_rate.decay) == (4.0, "ahead")
+    assert not tracker.judge(patience).stop
 
 
 # ---------------------------------------------------------------- the plan
