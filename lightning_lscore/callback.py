@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .logged import Logged
 from .packages import Callback
-from .plan import planned_batches
+from .plan import ended_early, plan_of
 from .rates import learning_rate
 from .record.record import Record
 from .run.options import Options, expect, switch
@@ -56,6 +57,9 @@ class LScore(Callback):
             YAML of LightningCLI also what such a file holds. Default: the run's own plan, see
             :meth:`Formula.for_plan`. A formula given here takes precedence over the one in a
             checkpoint.
+        planned_tokens: training tokens of the whole run over all processes, the reference of the
+            default formula and the horizon of forecasts. Default: the batches that the Trainer is
+            set to process, times the tokens of a batch.
         logits_and_labels: function (module, outputs, batch) -> (logits [B, T, V], labels [B, T]),
             for modules where LScore does not find them. ``outputs`` is what validation_step
             returned.
@@ -101,6 +105,7 @@ class LScore(Callback):
         self,
         formula: Formula | str | os.PathLike[str] | None = None,
         *,
+        planned_tokens: float | None = None,
         logits_and_labels: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None,
         labels_are_shifted: bool | None = None,
         from_loss: bool = False,
@@ -117,6 +122,7 @@ class LScore(Callback):
     ) -> None:
         self._options = Options(
             formula=formula,
+            planned_tokens=planned_tokens,
             count_tokens=count_tokens,
             count_bytes=count_bytes,
             measures=measures or {},
@@ -192,7 +198,7 @@ class LScore(Callback):
         for key, value in tracker.logged.items():
             trainer.callback_metrics[self.name_of(key)] = torch.tensor(value, dtype=torch.float64)
         rate = learning_rate(trainer, 0, 0)
-        tracker.plan = Plan(batches=planned_batches(trainer), learning_rate=rate)
+        tracker.plan = replace(plan_of(trainer, starting=True), learning_rate=rate)
         tracker.precision = str(trainer.precision)
         tracker.device = trainer.strategy.root_device
         tracker.start(
@@ -227,7 +233,10 @@ class LScore(Callback):
         tracker = self._tracker
         tracker.pause()
         if tracker.batches and not tracker.logged:  # without a validation the record lacks the run
+            tracker.plan = Plan(to_come=0, how="counted at its end")
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch)
+        if not ended_early(trainer):
+            tracker.finish()
         self._stop()
 
     def on_exception(
@@ -291,9 +300,9 @@ class LScore(Callback):
                 "LScore(labels_are_shifted=True) or False."
             )
         if tracker.is_training:
-            planned, before = planned_batches(trainer), tracker.plan.learning_rate
-            rate = learning_rate(trainer, tracker.batches, planned, before)
-            tracker.plan = Plan(batches=planned, learning_rate=rate)
+            plan, before = plan_of(trainer), tracker.plan.learning_rate
+            rate = learning_rate(trainer, tracker.batches, plan.end(tracker.batches), before)
+            tracker.plan = replace(plan, learning_rate=rate)
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
             values = tracker.logged
         else:

@@ -594,11 +594,133 @@ def test_gradient_accumulation_counts_batches_and_plans_with_them(trainer):
     assert lscore.last_record.score.f_D == 1.0
 
 
+class OfTwoOptimizers(PlainLM):
+    """Each of them steps in every batch, and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.embedding, self.head)]
+
+
+def test_the_reference_is_what_a_run_of_two_optimizers_sees(trainer):
+    """max_steps counts the steps of both; the first validation knows how many a batch has."""
+    lscore = LScore()
+    t = trainer(lscore, max_steps=12, max_epochs=-1, val_check_interval=2)
+    t.fit(OfTwoOptimizers(), loader(16), loader(4))
+    record = lscore.last_record
+    assert (record.batch, record.step) == (6, 12)
+    assert record.formula["D"]["reference"] == 6 * 48
+    assert record.score.f_D == 1.0
+    assert record.assumptions["plan"].startswith("6 micro-batches of each process, from the ratio")
+
+
+class Growing(torch.utils.data.Dataset):
+    """Twenty rows of 4 tokens, then twenty of 12."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        row = loader(40).dataset.rows[index][: 4 if index < 20 else 12]
+        return {"input_ids": row, "labels": row}
+
+
+class GrowingStream(torch.utils.data.IterableDataset):
+    """The same without a length."""
+
+    def __iter__(self):
+        yield from (Growing()[i] for i in range(40))
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.5, 1.0])
+def test_the_reference_of_growing_batches_does_not_depend_on_the_validations(interval, trainer):
+    """Data in its own order is read in advance."""
+    lscore = LScore()
+    t = trainer(lscore, val_check_interval=interval)
+    t.fit(PlainLM(), DataLoader(Growing(), batch_size=4), loader(4))
+    assert lscore.last_record.formula["D"]["reference"] == 320
+    assert lscore.last_record.score.f_D == 1.0
+
+
+def test_a_plan_that_proves_wrong_is_said_once_with_both_numbers(trainer):
+    """Here the batches until the first validation were the short ones. The reference stays."""
+    lscore = LScore()
+    t = trainer(lscore, max_steps=10, max_epochs=-1, val_check_interval=1)
+    with pytest.warns(
+        UserWarning, match="end with 160 training tokens, and now with 213"
+    ) as caught:
+        t.fit(PlainLM(), DataLoader(GrowingStream(), batch_size=4), loader(4))
+    assert sum("end with" in str(warning.message) for warning in caught) == 1
+    assert lscore.last_record.measurements.tokens == 320
+    assert lscore.last_record.formula["D"]["reference"] == 160
+
+
+def test_a_plan_that_proves_wrong_at_the_end_is_said(trainer):
+    """The module leaves its second epoch early, after the last validation."""
+
+    class Skips(PlainLM):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.current_epoch and batch_idx > 1 else None
+
+    t = trainer(LScore(), max_epochs=2, check_val_every_n_epoch=1)
+    with pytest.warns(UserWarning, match="end with 960 training tokens, and now with 576"):
+        t.fit(Skips(), loader(40), loader(4))
+
+
+def test_a_run_that_is_stopped_early_was_planned_longer(trainer):
+    """That is no wrong plan."""
+    t = trainer(LScore(), StopsAt(4), max_epochs=100)
+    t.fit(PlainLM(), loader(8), loader(4))
+    assert t.current_epoch == 2
+
+
+def test_the_planned_tokens_may_be_given(trainer):
+    """They are the reference, whatever the Trainer is set to do; its end tells if it differs."""
+    lscore = LScore(planned_tokens=1000)
+    with pytest.warns(UserWarning, match="end with 1,000 training tokens, and now with 192"):
+        trainer(lscore, max_epochs=2).fit(PlainLM(), loader(8), loader(4))
+    assert lscore.last_record.formula["D"]["reference"] == 1000
+    assert lscore.last_record.assumptions["plan"] == "1,000 tokens, as planned_tokens says"
+
+
+def test_a_given_formula_has_no_plan_that_could_be_wrong(trainer):
+    """The plan serves forecasts alone."""
+    lscore = LScore(BY_TOKENS)
+    trainer(lscore, max_steps=10, max_epochs=-1, val_check_interval=1).fit(
+        PlainLM(), DataLoader(GrowingStream(), batch_size=4), loader(4)
+    )
+    how = lscore.last_record.assumptions["plan"]
+    assert how.startswith("10 micro-batches to come, from max_steps=10, unless the data")
+    assert how.endswith("for forecasts alone, the formula was given")
+
+
+class StopsAt(pl.Callback):
+    """Ends a fit that has no end."""
+
+    def __init__(self, batch):
+        self._batch = batch
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.fit_loop.total_batch_idx + 1 >= self._batch
+
+
 def test_without_a_finite_plan_the_reference_is_compute_optimal(trainer):
     lscore = LScore()
-    t = trainer(lscore, max_epochs=-1, max_time={"seconds": 1}, val_check_interval=1)
+    t = trainer(lscore, StopsAt(4), max_epochs=-1, val_check_interval=1)
     t.fit(PlainLM(), loader(8), loader(4))
     assert "compute-optimal" in lscore.last_record.formula["origin"]
+    how = "unknown: neither max_epochs nor max_steps ends it; planned_tokens= tells"
+    assert lscore.last_record.assumptions["plan"] == how
 
 
 # ---------------------------------------------------------------------- resuming
@@ -756,6 +878,8 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
     ("arguments", "message"),
     [
         ({"formula": 3}, "expected a Formula or the path of one, got 3"),
+        ({"planned_tokens": 0}, "planned_tokens: expected a finite number > 0, got 0"),
+        ({"planned_tokens": "1e9"}, "planned_tokens: expected a finite number > 0, got '1e9'"),
         ({"sample_interval": 0}, "sample_interval: expected seconds > 0, got 0"),
         ({"sample_interval": "1"}, "sample_interval: expected seconds > 0, got '1'"),
         ({"flops_per_token": "cuont"}, "expected a number > 0 or \"count\", got 'cuont'"),

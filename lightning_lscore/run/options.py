@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..equation.formula import Formula
-from ..equation.safe_numbers import as_number, short
+from ..equation.safe_numbers import as_number, positive, short
 from ..heldout.token_bytes import CountBytes, make_count_bytes
 from ..model.flops import FlopsModel
 from .own_measures import OwnMeasure, check_measures
@@ -26,6 +26,7 @@ class Options:
     """
 
     formula: Formula | str | os.PathLike[str] | None = None
+    planned_tokens: float | None = None
     count_tokens: Callable[[Any], int] | None = None
     count_bytes: Any = None
     measures: Mapping[str, OwnMeasure] = field(default_factory=dict)
@@ -43,6 +44,8 @@ class Options:
         given = self.given_formula
         fits = given is None or isinstance(given, Formula)
         expect(fits, "formula", "a Formula or the path of one", given)
+        if self.planned_tokens is not None:
+            self._keep("planned_tokens", positive(self.planned_tokens, "planned_tokens"))
         function = self.count_tokens
         fits = function is None or callable(function)
         expect(fits, "count_tokens", "a function or None", function)

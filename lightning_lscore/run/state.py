@@ -13,10 +13,11 @@ from typing import Any
 
 from ..equation.formula import Formula
 from ..equation.safe_numbers import as_number, positive, short
+from ..model.epoch_shape import EpochShape
 from ..model.parameters import ParameterCount
 from ..record.json_numbers import hours
 from ..record.record import Record
-from .plan import Plan
+from .plan import Plan, growth
 from .progress import Progress
 from .spending import Spending
 
@@ -35,6 +36,10 @@ class RunState:
     """Spent in training that was thrown away, see ``Record``; no part of ``spent``."""
     planned_batches: float | None = None
     """Micro-batches that the first fit was set to process on each rank; None: no finite plan."""
+    planned_tokens: float | None = None
+    """What they hold, over all processes; None until that is settled."""
+    shape: EpochShape | None = None
+    """Of the epochs of the fit that goes on."""
     formula: Formula | None = None
     """The one in force; None until the first validation, when tokens a batch are known."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -44,16 +49,22 @@ class RunState:
     progress: Progress = field(default_factory=Progress)
 
     def settle_formula(self, parameters: ParameterCount, plan: Plan) -> Formula:
-        """Return the formula in force; make it from the run's first plan if none was given.
-
-        The plan's tokens, or the batches of the first fit times the tokens of a batch so far.
-        """
+        """Return the formula in force; make it from the run's first plan if none was given."""
         if self.formula is None:
-            tokens, planned, spending = plan.tokens, self.planned_batches, self.spending
-            if tokens is None and planned and spending.batches:
-                tokens = planned * spending.tokens / spending.batches
-            self.formula = Formula.for_plan(parameters=parameters.total, tokens=tokens)
+            self.planned_tokens = plan.tokens or self.tokens_of_plan(self.spending)
+            self.formula = Formula.for_plan(parameters=parameters.total, tokens=self.planned_tokens)
         return self.formula
+
+    def tokens_of_plan(self, spending: Spending) -> float | None:
+        """Return the tokens of the first fit's plan over all processes; None: not known.
+
+        Its batches times the tokens of a batch so far, unless a fit before has settled them: that
+        may have had another number of processes.
+        """
+        planned, done = self.planned_batches, spending.batches
+        if self.planned_tokens is not None or not planned or not done:
+            return self.planned_tokens
+        return spending.tokens * growth(done, planned, self.shape)
 
     def count_lost(self, written: Sequence[Record]) -> None:
         """Count as lost what was spent after the checkpoint that the run goes on from.
@@ -82,6 +93,7 @@ class RunState:
             "spent": spending.to_dict(),
             "lost_device_hours": self.lost_device_hours,
             "planned_batches": self.planned_batches,
+            "planned_tokens": self.tokens_of_plan(spending),
             "formula": None if self.formula is None else self.formula.to_dict(),
             "logged": self.logged,
             "fingerprints": self.fingerprints,
@@ -110,13 +122,14 @@ class RunState:
         # Under another formula the course so far means nothing: its T or level may differ.
         same = given is None or given.to_dict() == saved
         formula = given if given is not None or saved is None else Formula.from_dict(saved)
-        planned = state["planned_batches"]
+        planned, tokens = state["planned_batches"], state.get("planned_tokens")
         try:
             return cls(
                 id=_text(state["run"]),
                 spending=Spending.from_dict(state["spent"]),
                 lost_device_hours=hours(state.get("lost_device_hours", 0.0)),
                 planned_batches=None if planned is None else positive(planned, "planned_batches"),
+                planned_tokens=None if tokens is None else positive(tokens, "planned_tokens"),
                 formula=formula,
                 logged={_text(key): float(value) for key, value in state["logged"].items()},
                 fingerprints=tuple(map(_text, state.get("fingerprints", ()))),

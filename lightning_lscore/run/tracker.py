@@ -19,10 +19,10 @@ from torch import nn
 from ..curve.judgement import judge
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
-from ..equation.safe_numbers import positive
 from ..hardware.devices import find_devices
 from ..heldout.evaluation import Evaluation
 from ..heldout.held_out import HeldOut
+from ..model.epoch_shape import epoch_shape
 from ..model.sharded import counts_here, peers
 from ..record.record import Record
 from . import processes
@@ -31,7 +31,7 @@ from .arithmetic import Arithmetic
 from .ledger import Ledger
 from .options import Options
 from .own_measures import OwnMeasure, values_of
-from .plan import Plan
+from .plan import Plan, proves_wrong
 from .scoring import score_run
 from .segment import Segment
 from .spending import Spending
@@ -109,6 +109,7 @@ class Tracker:
     ) -> None:
         self._options = Options(
             formula=formula,
+            planned_tokens=planned_tokens,
             count_tokens=count_tokens,
             count_bytes=count_bytes,
             measures=measures or {},
@@ -120,10 +121,7 @@ class Tracker:
             sample_interval=sample_interval,
             prefix=prefix,
         )
-        if planned_tokens is not None:
-            planned_tokens = positive(planned_tokens, "planned_tokens")
-        self.plan = Plan(tokens=planned_tokens)
-        """How far the run is set to go; replace it when that changes."""
+        self.plan = Plan()
         self.precision = precision
         self.device: torch.device | None = None
         """Where the sums lie, and what processes exchange. Default: the model's."""
@@ -132,6 +130,8 @@ class Tracker:
         self._architecture = Architecture(model, flops_per_token)
         self._state = RunState(formula=self._options.given_formula)
         self._resumed = False
+        self._expected: float | None = None  # tokens of the whole run, when this fit began
+        self._told_wrong = False
         self._segment: Segment | None = None
         self._held_out: list[HeldOut] = []
         self._resume_after = False  # the evaluation
@@ -150,6 +150,16 @@ class Tracker:
     @directory.setter
     def directory(self, directory: str | os.PathLike[str] | None) -> None:
         self._ledger.directory = directory
+
+    @property
+    def plan(self) -> Plan:
+        """How far the run is set to go; replace it when that changes."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        given = self._options.planned_tokens
+        self._plan = plan if given is None else replace(plan, tokens=given)
 
     @property
     def formula(self) -> Formula | None:
@@ -218,8 +228,9 @@ class Tracker:
         state, options = self._state, self._options
         if self._resumed:
             self._ledger.count_lost(state)
-        if state.planned_batches is None and state.formula is None:
-            state.planned_batches = self.plan.batches
+        if options.given_formula is None:
+            state.shape = epoch_shape(loaders, batches_per_epoch, options.count_tokens)
+        self._note_the_plan()
         devices = find_devices(
             model,
             self.device,
@@ -230,9 +241,9 @@ class Tracker:
         )
         # After an earlier fit processes may differ in what they think the others spent; L must not.
         # And rank 0 alone reads what was lost.
-        state.spending, state.lost_device_hours = processes.gather_objects(
-            (state.spending, state.lost_device_hours)
-        )[0]
+        shared = ("spending", "lost_device_hours", "planned_batches", "planned_tokens", "shape")
+        mine = {name: getattr(state, name) for name in shared}
+        vars(state).update(processes.gather_objects(mine)[0])
         self._segment = Segment(
             devices,
             before=state.spending,
@@ -394,6 +405,7 @@ class Tracker:
             segment.look()
         self.assume("flops", segment.arithmetic.assumed)
         evaluation, own = self._exchange(source)
+        self._note_the_plan()
         record = self.last_record = score_run(
             self._state,
             segment,
@@ -406,6 +418,7 @@ class Tracker:
             epoch=epoch,
         )
         self._note_the_set(evaluation)
+        self._hold_against_the_plan(self._state.spending)
         values = record.logged_values() | _each_loader(evaluation)
         self._state.logged = {self._options.prefix + key: float(v) for key, v in values.items()}
         if record.score.L is None:
@@ -446,11 +459,14 @@ class Tracker:
         said = {name: h.numbers() for name, h in held_out.items()}
         if segment is not None:
             own, mine = values_of(self._options.measures), segment.spending()
-            said |= {"own": [*own.values()], "spent": segment.numbers(mine)}
+            to_come = math.nan if self.plan.to_come is None else self.plan.to_come
+            said |= {"own": [*own.values()], "to come": [to_come], "spent": segment.numbers(mine)}
         everyone = processes.exchange(said, self.device or torch.device("cpu"))
         if segment is not None and mine is not None:
             self._state.spending = segment.settle(mine, [one["spent"] for one in everyone])
             own = dict(zip(own, everyone[0]["own"], strict=True))
+            (to_come,) = everyone[0]["to come"]  # by the time so far each may know another
+            self.plan = replace(self.plan, to_come=None if math.isnan(to_come) else to_come)
         if not held_out:
             return None, own
         evaluation = Evaluation.over_ranks(
@@ -459,6 +475,40 @@ class Tracker:
             with_bytes=self._options.count_bytes is not None,
         )
         return evaluation, own
+
+    def finish(self) -> None:
+        """Tell that the run is at its planned end: a plan that was wrong is said."""
+        if self._segment is not None:
+            self.plan = Plan(to_come=0)
+            self._hold_against_the_plan(self._segment.total())
+
+    def _note_the_plan(self) -> None:
+        """Keep the first plan that is known; it makes the reference of the default formula."""
+        state, plan, starting = self._state, self.plan, self._segment is None
+        if state.formula is not None:
+            if starting and (state.planned_tokens or plan.to_come is not None):
+                self.assume("plan", plan.of_a_later_fit(state.planned_tokens))
+            return
+        known = state.planned_batches is not None
+        if not known:
+            state.planned_batches = plan.batches_in_all(state.spending)
+        if starting or not known:
+            is_read = state.shape is not None and state.shape.is_read
+            self.assume("plan", plan.in_words(state.planned_batches, is_read))
+
+    def _hold_against_the_plan(self, spending: Spending) -> None:
+        """Say once if this fit's plan proves wrong; a fit that resumes may have another."""
+        now, planned = (
+            self.plan.tokens_in_all(spending, self._state.shape),
+            self._state.planned_tokens,
+        )
+        if not now or planned is None or (self.plan.tokens is not None and self.plan.to_come):
+            return
+        if self._expected is None:
+            self._expected = now if self._resumed else planned
+        if not self._told_wrong and (wrong := proves_wrong(self._expected, now)):
+            self._told_wrong = True
+            self.warn_once(wrong)
 
     def _note_the_set(self, evaluation: Evaluation | None) -> None:
         if evaluation is None:

@@ -16,6 +16,7 @@ from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.law import compute_optimal_tokens
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.hardware.totals import Totals
+from lightning_lscore.model.epoch_shape import EpochShape
 from lightning_lscore.model.parameters import ParameterCount
 from lightning_lscore.record.record import Record
 from lightning_lscore.run.plan import Plan
@@ -87,6 +88,33 @@ def test_a_validation_before_the_first_batch_settles_a_formula():
     assert formula.score(Measurements(perplexity=3.0, tokens=0)).perplexity == 3.0
 
 
+def test_the_first_fits_plan_counts_with_other_processes_too():
+    """A checkpoint before the first validation holds its tokens: batches are others from there."""
+    run = RunState(planned_batches=200.0)
+    saved = run.to_dict(SPENT)
+    assert run.planned_tokens is None  # the batches to come may tell better
+    later = RunState.from_dict(saved, None)
+    later.spending = later.spending.then(Spending(tokens=8000, batches=80))
+    formula = later.settle_formula(PARAMETERS, Plan())
+    assert formula == Formula.for_plan(parameters=1000, tokens=80_000)
+    assert later.planned_tokens == later.to_dict(later.spending)["planned_tokens"] == 80_000
+
+
+def test_tokens_that_were_given_come_first():
+    """Before the batches that the Trainer is set to process."""
+    run = RunState(spending=SPENT, planned_batches=200.0)
+    formula = run.settle_formula(PARAMETERS, Plan(tokens=5e9))
+    assert formula == Formula.for_plan(parameters=1000, tokens=5e9)
+
+
+def test_what_is_known_of_the_data_tells_the_tokens_of_the_plan():
+    """Twenty batches of one are behind, and as many of three come in each epoch."""
+    shape = EpochShape(length=40, read=(1,) * 20 + (3,) * 20)
+    run = RunState(spending=SPENT, planned_batches=40.0, shape=shape)
+    formula = run.settle_formula(PARAMETERS, Plan())
+    assert formula == Formula.for_plan(parameters=1000, tokens=32_000)
+
+
 # ---------------------------------------------------------------- the checkpoint
 
 H_AND_D = Formula(D=Factor("tokens", 1e3), H=Factor("capacity_flops", 1e9))
@@ -96,6 +124,7 @@ RUNS = st.builds(
     spending=st.builds(Spending, tokens=st.integers(0, 10**15), train_seconds=st.floats(0, 1e9)),
     lost_device_hours=st.floats(0, 1e9),
     planned_batches=st.none() | st.floats(1, 1e9),
+    planned_tokens=st.none() | st.floats(1, 1e15),
     formula=FORMULAS,
     logged=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
     fingerprints=st.lists(st.text(), max_size=2).map(tuple),
