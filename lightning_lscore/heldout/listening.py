@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .stand_in import Listener, StandIn
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,15 @@ class LanguageModel:
         self._hidden: Any = None
         self._seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
         self._signature = inspect.signature(type(model).forward.__get__(model))
-        self._leave = [_Forward.of(model).join(self._on_model)]
+        self._leave = [self._listen(model, self._on_model)]
         if model.base_model is not model and not self._seq2seq:
-            self._leave.append(_Forward.of(model.base_model).join(self._on_base))
+            self._leave.append(self._listen(model.base_model, self._on_base))
+
+    @staticmethod
+    def _listen(model: Any, listener: Listener) -> Callable[[], None]:
+        # torch.compile must not trace the listener.
+        deaf = torch.compiler.disable(listener)  # type: ignore[no-untyped-call]
+        return StandIn.of(model, "forward").join(deaf)
 
     def detach(self) -> None:
         """Restore the model."""
@@ -79,54 +85,6 @@ class LanguageModel:
                 shifted=self._seq2seq or shifted is not None,
             )
         )
-
-
-Listener = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
-"""(arguments, keyword arguments, output of forward) -> nothing."""
-
-
-class _Forward:
-    """Stands in for a module's ``forward`` while it has listeners.
-
-    A forward hook misses direct calls of ``forward``, which PEFT made up to 0.17. All listeners to
-    a module share one stand-in, and may leave in any order.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._own = vars(module).get("forward")  # set by an offloading library, for example
-        self._forward = module.forward
-        self._listeners: list[Listener] = []
-        functools.update_wrapper(self, module.forward)  # generate() inspects the signature
-
-    @classmethod
-    def of(cls, module: nn.Module) -> _Forward:
-        present = vars(module).get("forward")
-        if isinstance(present, cls):
-            return present
-        module.forward = new = cls(module)
-        return new
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._forward(*args, **kwargs)
-        for listener in self._listeners:
-            listener(args, kwargs, output)
-        return output
-
-    def join(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener, and return the function that removes it."""
-        # torch.compile must not trace it.
-        listener = torch.compiler.disable(listener)  # type: ignore[no-untyped-call]
-        self._listeners.append(listener)
-        return partial(self._remove, listener)
-
-    def _remove(self, listener: Listener) -> None:
-        self._listeners.remove(listener)
-        if self._listeners or vars(self._module).get("forward") is not self:
-            return
-        del self._module.forward
-        if self._own is not None:
-            self._module.forward = self._own
 
 
 def _logits_of(output: Any) -> Tensor | None:
