@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .equation.formula import Formula
-from .heldout.capture import Capture
+from .heldout.capture import Capture, ChooseLoss
 from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples
 from .logged import Logged
@@ -23,7 +23,7 @@ from .packages import Callback
 from .plan import ended_early, plan_of
 from .rates import learning_rate
 from .record.record import Record
-from .run.options import Options, expect, switch
+from .run.options import Options, expect, integer, switch
 from .run.own_measures import OwnMeasure
 from .run.plan import Plan
 from .run.stand_in import StandIn
@@ -86,7 +86,12 @@ class LScore(Callback):
             "count" to count them in the first batch of each fit. Default: estimated from the
             model's structure, see :func:`~lightning_lscore.model.flops.flops_of`; counted where
             that would guess, as in a module of one's own.
-        ignore_index: label of the positions that do not count.
+        loss_call: which of the calls of ``cross_entropy`` and ``nll_loss`` in a validation step
+            counts: its index from 0, or a function from the list of
+            :class:`~lightning_lscore.heldout.loss_call.LossCall` to an index or several. Default:
+            those whose labels are the text that the model read.
+        ignore_index: label of the positions that do not count. Default: what the loss call, or the
+            module's own loss, ignores, else -100 and all other labels below 0.
         compile: read the held-out logits in one compiled loop, on a GPU in one kernel. Compiling
             takes some seconds at the first validation; then it is twice as fast on a CPU in float32
             and 1.3 times in bfloat16 (benchmarks/perplexity.py). It pays where a model is small
@@ -115,7 +120,8 @@ class LScore(Callback):
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,
         flops_per_token: float | Literal["count"] | None = None,
-        ignore_index: int = -100,
+        loss_call: ChooseLoss | None = None,
+        ignore_index: int | None = None,
         compile: bool = False,
         sample_interval: float = 1.0,
         prefix: str = "",
@@ -147,7 +153,14 @@ class LScore(Callback):
         self._state_key = self._generate_state_key(prefix=self.prefix)
         self.tracker: Tracker | None = None
         """Counts and scores the run; None before ``setup``."""
-        self._capture = Capture(function, labels_are_shifted, self._options.ignore_index, from_loss)
+        if not (loss_call is None or callable(loss_call)):
+            loss_call = integer("loss_call", loss_call)
+        alone = loss_call is None or function is None
+        expect(alone, "loss_call", "None beside logits_and_labels", loss_call)
+        ignored = self._options.ignore_index
+        self._capture = Capture(
+            function, labels_are_shifted, ignored, from_loss, loss_call, self._options.compile
+        )
         self._stage = ""
         self._know_no_trainer()
 
@@ -289,16 +302,13 @@ class LScore(Callback):
         self._capture.end_batch(pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tracker, source = self._tracker, self._capture.source
+        tracker.assume("labels", self._capture.assumption)
+        for doubt in self._capture.doubts:
+            tracker.warn_once(doubt)
         if trainer.sanity_checking:
             return
-        tracker, source = self._tracker, self._capture.source
         source = source or "by the other ranks, since this one had no held-out data"
-        if self._capture.guessed:
-            tracker.warn_once(
-                "could not tell whether labels are already shifted against the input, and took "
-                "them as not shifted, as transformers models expect. Say "
-                "LScore(labels_are_shifted=True) or False."
-            )
         if tracker.is_training:
             plan, before = plan_of(trainer), tracker.plan.learning_rate
             rate = learning_rate(trainer, tracker.batches, plan.end(tracker.batches), before)
@@ -311,8 +321,8 @@ class LScore(Callback):
             self._logged.log(trainer, pl_module, values)
         if not values[f"{self.prefix}lscore/validation_tokens"]:
             raise ValueError(
-                "LScore counted no token in the validation set: expected labels other than "
-                f"{self._options.ignore_index} (ignore_index), got none in all of its batches "
+                "LScore counted no token in the validation set: expected labels that are not "
+                "ignored (ignore_index), got none in all of its batches "
                 f"({self._capture.source}). Check the labels, and limit_val_batches."
             )
 

@@ -889,7 +889,7 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
             {"labels_are_shifted": "no"},
             "labels_are_shifted: expected True, False or None, got 'no'",
         ),
-        ({"ignore_index": None}, "ignore_index: expected an integer, got None"),
+        ({"ignore_index": 1.5}, "ignore_index: expected an integer, got 1.5"),
         ({"prefix": 3}, "prefix: expected a string, got 3"),
         ({"price_per_device_hour": -1}, "price_per_device_hour: expected a number >= 0, got -1"),
         ({"carbon_intensity": "low"}, "carbon_intensity: expected a number >= 0, got 'low'"),

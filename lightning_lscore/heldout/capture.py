@@ -1,17 +1,19 @@
 """Logits and labels of a validation batch, out of any LightningModule.
 
-Five ways, tried in this order; ``Capture.source`` names the one that was used:
+Where they come from, in the order in which it is tried; ``Capture.source`` names what was used:
 
-1. the user's function (module, outputs, batch) -> (logits, labels);
-2. listening to a transformers language model that is called with labels; one that makes no logits
-   is measured by its hidden states;
-3. logits in what validation_step returns, with labels from there or from the batch;
-4. listening to such a model that is called without labels: the labels are those in the batch, or
-   the input tokens themselves;
-5. if the user allows it: the mean loss that validation_step returns.
+1. what the user declares: a function (module, outputs, batch) -> (logits, labels), or a loss call;
+2. a transformers language model that is called with labels; one that makes no logits is measured
+   by its loss call, or its hidden states;
+3. logits and labels in what validation_step returns;
+4. a loss call whose labels are the batch's own text (``loss_call``, ``text_rows``);
+5. logits in what validation_step returns, with labels from the batch;
+6. such a model that is called without labels: the labels are those in the batch, or the input
+   tokens themselves;
+7. if the user allows it: the mean loss that validation_step returns.
 
-Way 2 is here and in ``listening``, the others are in ``ways``. ``alignment`` shifts the labels that
-they find; ``step`` ignores those that do not count, and hands the rest on to a ``HeldOut``.
+How labels are shifted against logits is shown by ``alignment``, which of them count by ``ignored``.
+``step`` drops padding and repeated samples, and hands the rest on to a ``HeldOut``.
 """
 
 from __future__ import annotations
@@ -20,47 +22,64 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..model.batch import find_tokens
+from ..model.batch import find_tokens, integer_tensors
 from ..model.language_models import language_models
 from ..model.sharded import whole
-from .alignment import Alignment, shift
+from .alignment import Alignment, of_size, shift
 from .held_out import HeldOut
 from .hidden_nll import hidden_nll
+from .ignored import Ignored
 from .listening import Call, LanguageModel
-from .nothing_found import nothing_found
-from .step import Step
+from .loss_call import IGNORED, LossCall, LossCalls
+from .nothing_found import nothing_found, refuse_classes
+from .own_loss import ChooseLoss, OwnLoss
+from .step import Step, is_of_rows
 from .ways import (
+    Found,
     LogitsAndLabels,
     by_call,
     by_function,
+    by_logits,
     by_loss,
     by_outputs,
+    returned_loss,
 )
+
+__all__ = ["Capture", "ChooseLoss"]
 
 
 class Capture:
     """Finds logits and labels of each validation batch and hands them on at once.
 
     Args:
-        function: way 1 above.
+        function: the user's, see above.
         labels_are_shifted: whether label t is the token after input t. None: read it off the data.
-        ignore_index: label of the positions that are not counted.
-        from_loss: allow way 5.
+        ignore_index: label of the positions that are not counted. None: found.
+        from_loss: allow the last way above.
+        loss_call: which of a step's loss calls counts; None: those that are of its text.
+        compile: see :func:`~lightning_lscore.heldout.nll.row_nll`.
     """
 
     def __init__(
         self,
         function: LogitsAndLabels | None = None,
         labels_are_shifted: bool | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         from_loss: bool = False,
+        loss_call: ChooseLoss | None = None,
+        compile: bool = False,
     ) -> None:
         self.source = ""
         """Which way was used and how the labels were aligned, in words."""
+        self.counted = ""
+        """How many labels of the first batch counted, in words."""
         self._function = function
-        self._alignment = Alignment(labels_are_shifted, ignore_index)
-        self._ignore_index = ignore_index
+        self._declared = function is not None or labels_are_shifted is not None
+        self._ignored = Ignored(ignore_index)
+        self._alignment = Alignment(labels_are_shifted, self._ignored.index)
         self._from_loss = from_loss
+        self._losses = LossCalls(ignore_index, compile)
+        self._own_loss = OwnLoss(loss_call)
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
         self._step: Step | None = None
@@ -70,27 +89,49 @@ class Capture:
         """Whether the alignment was neither declared nor readable from the data."""
         return self._alignment.guessed
 
+    @property
+    def doubts(self) -> list[str]:
+        """Sentences about evidence that contradicts itself, or leaves something open."""
+        return [*self._alignment.doubts, *self._own_loss.doubts, *self._ignored.doubts]
+
+    @property
+    def assumption(self) -> str:
+        """What is taken for granted about the labels, and the arguments that override it."""
+        if not self.source:
+            return "none, since this process had no held-out data"
+        counted = f"; {self.counted} of the first batch counted" if self.counted else ""
+        return (
+            f"{self.source}{counted}. Overridden by logits_and_labels, loss_call, "
+            "labels_are_shifted and ignore_index"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_models": [], "_mesh": None, "_step": None}  # a copy does not listen
 
     # ------------------------------------------------------------------ over a validation
 
     def attach(self, module: nn.Module) -> None:
-        """Listen to the transformers models in ``module``, until :meth:`detach`.
+        """Listen to loss calls, and to the transformers models in ``module``, until :meth:`detach`.
 
         A model that is frozen beside a trainable one, a teacher for example, is not scored.
         """
         self.detach()
         self._mesh = getattr(module, "device_mesh", None)
-        if self._function is None:
-            models = language_models(module)
-            learning = [m for m in models if any(p.requires_grad for p in m.parameters())]
-            self._models = [LanguageModel(m, self._after_forward) for m in learning or models]
+        self._ignored.look_into(module)
+        self._losses.attach(self._mesh)
+        if self._function is not None or self._own_loss.declared:
+            return
+        models = language_models(module)
+        learning = [m for m in models if any(p.requires_grad for p in m.parameters())] or models
+        for model in models:
+            heard = self._after_forward if model in learning else self._after_teacher
+            self._models.append(LanguageModel(model, heard, self._losses.enter))
 
     def detach(self) -> None:
         """Stop listening, and release all tensors."""
         while self._models:
             self._models.pop().detach()
+        self._losses.detach()
         self._step = None
 
     # ------------------------------------------------------------------ over a step
@@ -103,7 +144,8 @@ class Capture:
             held_out: receives the logits, or their NLL, and the labels of the step.
             repeated: samples at the end of the batch that a sampler repeated; they are not counted.
         """
-        self._step = Step(batch, held_out, repeated, self._ignore_index, self._mesh)
+        self._step = Step(batch, held_out, repeated, self._ignored.index, self._mesh)
+        self._losses.start()
 
     def end_batch(self, module: Any, outputs: Any, batch: Any) -> None:
         """Hand on logits and labels after a validation step, unless they were heard in it.
@@ -111,54 +153,110 @@ class Capture:
         Raises:
             ValueError: if no logits and labels could be found, or their lengths differ.
         """
-        step, ignore, self._step = self._step, self._ignore_index, None
+        step, self._step = self._step, None
         assert step is not None, "start_batch comes first"
-        if step.labelled is not None:
+        try:
+            if step.labelled is None:
+                self._find(step, module, outputs, batch)
+        finally:
+            self._losses.forget()
+        self.counted = self.counted or step.counted()
+
+    def _find(self, step: Step, module: Any, outputs: Any, batch: Any) -> None:
+        ignore, found = self._ignored.index, by_function(self._function, module, outputs, batch)
+        if not self._own_loss.declared:
+            found = found or by_outputs(outputs)
+        if found is None and self._by_own_loss(step, outputs, batch):
             return
-        found = by_function(self._function, module, outputs, batch)
-        found = found or by_outputs(outputs, batch, ignore)
+        found = found or by_logits(outputs, batch, ignore)
         found = found or by_call(step.only_call(), batch, ignore)
         if found is None and self._from_loss:
             found = by_loss(outputs, batch, ignore)
+            self._own_loss.doubt_mean(step.repeated)
         if found is None:
-            raise nothing_found(outputs, bool(self._models), step.refused)
-        self.source, values, labels = found
-        tokens = find_tokens(batch) if step.call is None else step.call.tokens
-        shifted, how = self._alignment.of_found(values, labels, tokens, step.call)
-        self.source += f"; {how}"
-        labels = self._shifted(labels, shifted)
-        step.hand_on(values, labels, step.call, is_nll=values.ndim == 0)
+            refused = step.refused + self._own_loss.refusal(self._losses.heard)
+            raise nothing_found(outputs, bool(self._models), refused)
+        self._hand_on(step, found, returned_loss(outputs))
+
+    def _by_own_loss(self, step: Step, outputs: Any, batch: Any) -> bool:
+        found = self._own_loss.find(self._losses, batch, outputs, step.repeated)
+        for nll, labels, self.source in found or ():
+            labels = labels.masked_fill(labels == IGNORED, self._ignored.index)
+            step.add(nll, labels, is_nll=True)
+        return found is not None
+
+    def _hand_on(self, step: Step, found: Found, loss: Any) -> None:
+        losses = of_size(self._losses.heard, found.labels)
+        labels, ignored = self._ignored.mark(found.labels, losses)
+        call = step.call
+        read = [None if call is None else call.tokens, *self._losses.read]
+        read += [find_tokens(step.batch), *_others(step.batch, found.labels)]
+        shifted, how = self._alignment.of_found(
+            found.values, labels, read, call, losses, loss if found.values.ndim else None
+        )
+        if not self._declared and (self.guessed or how.startswith("one pred")):
+            refuse_classes(found.values)
+        self.source = f"{found.source}; {how}; {ignored}"
+        step.hand_on(
+            found.values,
+            self._shifted(labels, shifted),
+            call,
+            is_nll=found.values.ndim == 0,
+            came_shifted=shifted,
+        )
+
+    def _after_teacher(self, call: Call) -> None:
+        self._losses.leave()
 
     def _after_forward(self, call: Call) -> None:
         step = self._step
+        if call.labels is None or step is None:
+            self._losses.stay()
         if step is None:
             return  # a forward pass outside of a batch, in an epoch hook for example
         if call.labels is not None:
-            self._with_its_labels(step, call, call.labels)
+            self._with_its_labels(step, call, call.labels, self._losses.leave())
         else:
             step.note(call)
 
-    def _with_its_labels(self, step: Step, call: Call, labels: Tensor) -> None:
+    def _with_its_labels(
+        self, step: Step, call: Call, labels: Tensor, losses: list[LossCall]
+    ) -> None:
         if step.labelled not in (None, call.model):
             raise ValueError(
                 "expected one language model to be called with labels in a validation step, "
                 f"got a {type(step.labelled).__name__} and another, a {type(call.model).__name__}."
                 " Say which one counts with LScore(logits_and_labels=function)."
             )
+        name, labels = type(call.model).__name__, whole(labels)
+        labels, ignored = self._ignored.mark(labels, of_size(losses, labels))
+        fits = call.logits is not None and is_of_rows(labels, call.logits)
+        texts = () if fits or not losses else self._own_loss.of_labels(losses, labels)
+        for nll, own in texts:
+            step.add(nll, own.masked_fill(own == IGNORED, self._ignored.index), is_nll=True)
+        if texts:
+            step.labelled, self.source = call.model, f"forward of {name}, its loss call; {ignored}"
+            return
         values = call.logits
-        shifted, how = self._alignment.of_call(call, labels)
+        shifted, how = self._alignment.of_call(call, labels, losses)
         labels = self._shifted(labels, shifted)
         if values is None:
             try:
-                values = hidden_nll(call, labels, self._ignore_index)
+                values = hidden_nll(call, labels, self._ignored.index)
             except ValueError as error:
                 step.refused = f" {error}"
                 return
             how = " and its hidden states, since it made no logits"
         step.labelled = call.model
-        self.source = f"forward of {type(call.model).__name__}, with its labels{how}"
-        step.hand_on(values, labels, call, is_nll=call.logits is None)
+        self.source = f"forward of {name}, with its labels{how}; {ignored}"
+        is_nll = call.logits is None
+        step.hand_on(values, labels, call, is_nll=is_nll, came_shifted=shifted)
 
     def _shifted(self, labels: Tensor, already: bool) -> Tensor:
         labels = whole(labels)
-        return labels if already else shift(labels, self._ignore_index)
+        return labels if already else shift(labels, self._ignored.index)
+
+
+def _others(batch: Any, labels: Tensor) -> list[Tensor]:
+    """Return the batch's integers of which labels [B, T] may be a part: longer ones."""
+    return [t for t in integer_tensors(batch) if t.ndim == 2 and t.shape[1] > labels.shape[-1]]

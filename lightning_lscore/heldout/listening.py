@@ -38,23 +38,28 @@ class LanguageModel:
     Args:
         model: one of :func:`~lightning_lscore.model.language_models.language_models`.
         heard: called with a :class:`Call` after each forward pass.
+        before: called when a forward pass begins.
     """
 
-    def __init__(self, model: Any, heard: Callable[[Call], None]) -> None:
+    def __init__(
+        self, model: Any, heard: Callable[[Call], None], before: Callable[[], None]
+    ) -> None:
         self._model = model
         self._heard = heard
         self._hidden: Any = None
         self._seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
         self._signature = inspect.signature(type(model).forward.__get__(model))
-        self._leave = [self._listen(model, self._on_model)]
+        self._leave = [self._listen(model, self._on_model, before)]
         if model.base_model is not model and not self._seq2seq:
             self._leave.append(self._listen(model.base_model, self._on_base))
 
     @staticmethod
-    def _listen(model: Any, listener: Listener) -> Callable[[], None]:
-        # torch.compile must not trace the listener.
-        deaf = torch.compiler.disable(listener)  # type: ignore[no-untyped-call]
-        return StandIn.of(model, "forward").join(deaf)
+    def _listen(
+        model: Any, listener: Listener, before: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        # torch.compile must not trace the listeners.
+        unseen: Any = torch.compiler.disable
+        return StandIn.of(model, "forward").join(unseen(listener), before and unseen(before))
 
     def detach(self) -> None:
         """Restore the model."""

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+FEWEST_WORDS = 32
+"""Fewer classes are taken for a vocabulary only where something shows that they are."""
+
 
 class NoLanguageModel(ValueError):
     """A validation step showed no language model: no logits [B, T, V] with labels [B, T]."""
@@ -34,6 +37,21 @@ def nothing_found(outputs: Any, has_models: bool, refused: str) -> NoLanguageMod
         "  4. LScore(from_loss=True), if validation_step returns the mean loss of its counted "
         "labels and nothing else is in it, such as label smoothing or an auxiliary term."
     )
+
+
+def refuse_classes(logits: Tensor) -> None:
+    """Raise the error for logits of classes, which belong to no language model.
+
+    Args:
+        logits: found beside labels that nothing shows to be text; or a scalar NLL.
+    """
+    if logits.ndim == 2 or (logits.ndim == 3 and logits.shape[-1] < FEWEST_WORDS):
+        raise NoLanguageModel(
+            f"expected logits [batch, time, vocabulary] of {FEWEST_WORDS} words or more, or labels "
+            f"that continue what the model read, got logits {list(logits.shape)} and labels that do"
+            " not. If they are those of a language model, say so by "
+            "LScore(labels_are_shifted=True) or False."
+        )
 
 
 def describe(outputs: Any) -> str:

@@ -22,7 +22,7 @@ class StandIn:
         self._owner, self._name = owner, name
         self._own = vars(owner).get(name)  # None for a method of its class
         self._function = getattr(owner, name)
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Listener, Callable[[], None] | None]] = []
         functools.update_wrapper(self, self._function)  # generate() inspects the signature
 
     @classmethod
@@ -35,18 +35,24 @@ class StandIn:
         return new
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for _, before in self._listeners:
+            if before is not None:
+                before()
         output = self._function(*args, **kwargs)
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             listener(args, kwargs, output)
         return output
 
-    def join(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener, and return the function that removes it."""
-        self._listeners.append(listener)
-        return partial(self._remove, listener)
+    def join(
+        self, listener: Listener, before: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Add a listener, and what is called when a call begins; return what removes them."""
+        pair = (listener, before)
+        self._listeners.append(pair)
+        return partial(self._remove, pair)
 
-    def _remove(self, listener: Listener) -> None:
-        self._listeners.remove(listener)
+    def _remove(self, pair: tuple[Listener, Callable[[], None] | None]) -> None:
+        self._listeners.remove(pair)
         if self._listeners or vars(self._owner).get(self._name) is not self:
             return
         if self._own is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .counted_labels import ignore_padding, ignore_repeated
 from .held_out import HeldOut
 from .listening import Call
 from .nll import row_nll
+from .nothing_found import NoLanguageModel
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Step:
     """Calls without labels that got other tokens than the batch's."""
     refused: str = ""
     """Why a call with labels was not used."""
+    labels: list[Tensor] = field(default_factory=list)
+    """That were handed on."""
 
     def note(self, call: Call) -> None:
         """Keep a call without labels, preferably one with the tokens of the batch."""
@@ -62,31 +65,56 @@ class Step:
             )
         return self.call
 
-    def hand_on(self, values: Tensor, labels: Tensor, call: Call | None, is_nll: bool) -> None:
-        """Hand on logits, or NLL, with labels that ignore all that is not counted.
+    def hand_on(
+        self, values: Tensor, labels: Tensor, call: Call | None, *, is_nll: bool, came_shifted: bool
+    ) -> None:
+        """Hand on logits, or NLL, with labels that ignore padding and repeated samples.
 
         Args:
             values: logits, or, if ``is_nll``, what :meth:`HeldOut.update_nll` takes.
             labels: one for each row, shifted.
             call: that made the logits, if it was heard.
             is_nll: what values are.
+            came_shifted: whether nobody had to shift them.
         """
         part = Part.of(values) if is_sharded(values) else None
         if not is_nll:
             _check_rows(values, labels, part)
-        labels = ignore_padding(labels, self._masks(call), self.ignore_index)
-        tokens = find_tokens(self.batch)
-        labels = ignore_repeated(labels, self.repeated, tokens, self.ignore_index)
+        given = None if call is None else call.tokens
+        tokens = find_tokens(self.batch) if given is None else given
+        labels = ignore_padding(
+            labels, self._masks(call), self.ignore_index, tokens if came_shifted else None
+        )
         if part is not None:
+            labels = self._once(labels)
             values, is_nll = row_nll(values, labels, self.ignore_index), True
             labels = part.own(labels)
         if not counts_here(self.mesh, part):
             labels = torch.full_like(labels, self.ignore_index)
+        self.add(values, labels, is_nll=is_nll, whole=part is None)
+
+    def add(self, values: Tensor, labels: Tensor, *, is_nll: bool, whole: bool = True) -> None:
+        """Add what counts to the held-out sums.
+
+        Args:
+            values: logits or NLL.
+            labels: what each row predicts.
+            is_nll: what values are.
+            whole: whether labels are those of the whole batch, where the last ones may be repeated.
+        """
+        if whole:
+            labels = self._once(labels)
         if labels.ndim == 1:  # one prediction a sample
             values, labels = values.unsqueeze(1) if values.ndim else values, labels[:, None]
         if labels.numel():
             add = self.held_out.update_nll if is_nll else self.held_out.update
             add(values, labels.to(values.device))
+            self.labels.append(labels)
+
+    def _once(self, labels: Tensor) -> Tensor:
+        """Return labels without those of repeated samples."""
+        tokens = find_tokens(self.batch)
+        return ignore_repeated(labels, self.repeated, tokens, self.ignore_index)
 
     def _masks(self, call: Call | None) -> list[Any]:
         """Return attention masks of the tokens that predict: the model's, then the batch's."""
@@ -96,12 +124,24 @@ class Step:
         given = None if call is None else call.mask
         return [given, None if tokens is None else find_mask(self.batch, tokens)]
 
+    def counted(self) -> str:
+        """Return how many of the labels handed on count, in words; waits for the device."""
+        total = sum(labels.numel() for labels in self.labels)
+        counted = sum(int((labels != self.ignore_index).sum()) for labels in self.labels)
+        return f"{counted:,} of {total:,} tokens" if counted else ""
+
+
+def is_of_rows(labels: Tensor, logits: Tensor) -> bool:
+    """Whether there is one label for each row of logits, of all of them or of this process's."""
+    return labels.shape in row_shapes(logits, Part.of(logits) if is_sharded(logits) else None)
+
 
 def _check_rows(logits: Tensor, labels: Tensor, part: Part | None) -> None:
     if labels.ndim > 2 or labels.shape not in row_shapes(logits, part):
-        raise ValueError(
+        message = (
             "expected one label for each row of logits, logits [batch, time, vocabulary] and "
             f"labels [batch, time]; got logits {list(logits.shape)} and labels "
             f"{list(labels.shape)}. Return the two of equal length from validation_step, or "
             "hand over others with LScore(logits_and_labels=function)."
         )
+        raise NoLanguageModel(message) if logits.ndim != 3 else ValueError(message)

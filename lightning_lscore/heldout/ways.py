@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..model.batch import find_tokens, integer_tensors
+from ..model.sharded import whole
 from .alignment import alignment
 from .listening import Call
 from .nothing_found import describe
@@ -46,13 +47,19 @@ def by_function(function: LogitsAndLabels | None, *step: Any) -> Found | None:
     return Found("the given function", *found)
 
 
-def by_outputs(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
-    """Logits that validation_step returns, with labels from there or from the batch."""
+def by_outputs(outputs: Any) -> Found | None:
+    """Logits and labels that validation_step returns."""
     logits, labels = _in_outputs(outputs)
+    if logits is None or labels is None:
+        return None
+    return Found("logits and labels from validation_step", logits, labels)
+
+
+def by_logits(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
+    """Logits that validation_step returns, with labels from the batch."""
+    logits, _ = _in_outputs(outputs)
     if logits is None:
         return None
-    if labels is not None:
-        return Found("logits and labels from validation_step", logits, labels)
     how, labels = _find_labels(batch, find_tokens(batch), ignore_index)
     if labels is not None and labels.shape[1:] == (logits.shape[1] + 1,):
         labels = labels[:, 1:]  # the step cut its tokens into inputs and labels
@@ -73,8 +80,8 @@ def by_call(call: Call | None, batch: Any, ignore_index: int) -> Found | None:
 
 def by_loss(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
     """The mean loss that validation_step returns."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+    loss = returned_loss(outputs)
+    if loss is None:
         return None
     given = isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor)
     _, labels = _find_labels(batch, None if given else find_tokens(batch), ignore_index)
@@ -84,17 +91,25 @@ def by_loss(outputs: Any, batch: Any, ignore_index: int) -> Found | None:
     return Found(f"{how} terms or smoothing", loss.detach().view(()), labels)
 
 
+def returned_loss(outputs: Any) -> Tensor | None:
+    """Return the loss in what validation_step returned."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
 def _in_outputs(outputs: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Return logits, and labels if present: by name, or from a pair with each other or a loss."""
-    if isinstance(outputs, (tuple, list)):
+    """Return logits, and labels if present: by name, or from a tuple with each other and a loss."""
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "_fields"):
         tensors = [x for x in outputs if isinstance(x, Tensor)]
         logits = [x for x in tensors if x.is_floating_point() and x.ndim >= 3]
-        others = [x for x in tensors if x.ndim == 0 or not x.is_floating_point()]
-        if len(outputs) != 2 or not (len(logits) == len(others) == 1):
+        labels = [x for x in tensors if x.ndim and not x.is_floating_point()]
+        losses = [x for x in tensors if not x.ndim]
+        kinds = len(logits), len(labels), len(losses)
+        if kinds not in ((1, 1, 0), (1, 0, 1), (1, 1, 1)) or sum(kinds) != len(outputs):
             return None, None
-        return logits[0], others[0] if others[0].ndim else None
-    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
-    found = [named.get(name) for name in ("logits", "labels")]
+        return logits[0], labels[0] if labels else None
+    named = outputs if isinstance(outputs, Mapping) else {}
+    found = [named.get(name, getattr(outputs, name, None)) for name in ("logits", "labels")]
     first, second = (x if isinstance(x, Tensor) and x.ndim else None for x in found)
     return first, second
 
@@ -106,7 +121,12 @@ def _find_labels(batch: Any, tokens: Tensor | None, ignore_index: int) -> tuple[
         return "labels from the batch", labels
     if tokens is None:
         return "", None
-    for other in integer_tensors(batch):  # (x, y) with y the tokens after x
-        if other.shape == tokens.shape and alignment(other, tokens, ignore_index):
+    for other in integer_tensors(batch):
+        if other.shape != tokens.shape or other is tokens:
+            continue
+        shifted = alignment(other, tokens, ignore_index)
+        if shifted:  # (x, y) with y the tokens after x
             return "shifted labels found in the batch", other
+        if shifted is False and bool((whole(other) < 0).any()):
+            return "labels found in the batch", other
     return "the input tokens as labels", tokens

@@ -33,7 +33,7 @@ class Options:
     price_per_device_hour: float | None = None
     carbon_intensity: float | None = None
     flops_per_token: float | Literal["count"] | None = None
-    ignore_index: int = -100
+    ignore_index: int | None = None
     compile: bool = False
     sample_interval: float = 1.0
     prefix: str = ""
@@ -52,7 +52,8 @@ class Options:
         expect(isinstance(self.prefix, str), "prefix", "a string", self.prefix)
         check_measures(self.measures, given)
         # What is kept is plain: a checkpoint cannot hold numbers of numpy, for instance.
-        self._keep("ignore_index", integer("ignore_index", self.ignore_index))
+        if self.ignore_index is not None:
+            self._keep("ignore_index", integer("ignore_index", self.ignore_index))
         self._keep("compile", switch("compile", self.compile))
         self._keep("prefix", str(self.prefix))
         self._keep("measures", dict(self.measures))
@@ -79,6 +80,11 @@ class Options:
     def given_formula(self) -> Formula | None:
         """The formula itself, also where its path was given."""
         return self.formula  # type: ignore[return-value]
+
+    @property
+    def held_out_index(self) -> int:
+        """Label of what does not count where held-out labels are handed over."""
+        return -100 if self.ignore_index is None else self.ignore_index
 
     @property
     def bytes_counter(self) -> CountBytes | None:

@@ -99,7 +99,7 @@ class Tracker:
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,
         flops_per_token: float | Literal["count"] | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = None,
         compile: bool = False,
         sample_interval: float = 1.0,
         precision: str = "32-true",
@@ -350,7 +350,7 @@ class Tracker:
             segment.look()
         device = self.device or _device_of(self._architecture.model)
         self._held_out = [
-            HeldOut(options.ignore_index, device, options.bytes_counter, options.compile)
+            HeldOut(options.held_out_index, device, options.bytes_counter, options.compile)
             for _ in range(loaders)
         ]
         return list(self._held_out)

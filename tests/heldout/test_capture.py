@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -99,7 +100,11 @@ def test_labels_are_moved_as_the_models_own_loss_moves_them(make, declared, trai
 
     torch.manual_seed(0)
     lscore, model = LScore(labels_are_shifted=declared), Scored()
-    (result,) = trainer(lscore).validate(model, loader(7, batch=3), verbose=False)
+    # Compared in place, a copy of the input is what each token is predicted from.
+    doubtful = make is not tiny_llama and declared is None
+    says = pytest.warns(UserWarning, match="One of the two is a mistake.*labels_are_shifted=True")
+    with says if doubtful else contextlib.nullcontext():
+        (result,) = trainer(lscore).validate(model, loader(7, batch=3), verbose=False)
     total, n = (sum(column) for column in zip(*model.losses, strict=True))
     told = make is tiny_llama or declared is None
     assert (result["lscore/validation_tokens"] == n) == told
@@ -809,6 +814,13 @@ def test_labels_that_the_user_says_are_shifted_are_not_shifted_again():
 # ---------------------------------------------------------------------- no logits
 
 
+def unheard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean loss as kernels of their own compute it, without torch's cross_entropy."""
+    counted = labels != -100
+    picked = logits.gather(-1, labels.clamp(min=0)[:, None])[:, 0]
+    return (logits.logsumexp(-1) - picked)[counted].mean()
+
+
 def fused(model: nn.Module, factor: float = 1.0) -> nn.Module:
     """Makes a model compute its loss from hidden states and the output layer's weight alone."""
     from transformers.modeling_outputs import CausalLMOutput
@@ -819,8 +831,7 @@ def fused(model: nn.Module, factor: float = 1.0) -> nn.Module:
                 input_ids=input_ids, attention_mask=attention_mask
             ).last_hidden_state
             logits = nn.functional.linear(hidden[:, :-1], self.lm_head.weight).flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
-            return CausalLMOutput(loss=loss * factor)
+            return CausalLMOutput(loss=unheard_loss(logits, labels[:, 1:].flatten()) * factor)
 
     model.__class__ = Fused
     return model
@@ -923,7 +934,8 @@ def test_logits_count_before_a_loss():
 def test_a_loss_is_taken_only_if_asked_for(trainer):
     class Mean(PlainLM):
         def validation_step(self, batch, batch_idx):
-            return self.training_step(batch, batch_idx)
+            logits = self(batch["input_ids"])[:, :-1].flatten(0, 1)
+            return unheard_loss(logits, batch["labels"][:, 1:].flatten())
 
     with pytest.raises(ValueError, match=r"(?s)a tensor \[\].*from_loss=True"):
         trainer(LScore()).validate(Mean(), loader(7), verbose=False)

@@ -1,0 +1,151 @@
+"""The loss calls of a step that count: those of its own text, or those that the user names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..model.batch import find_tokens, integer_tensors
+from .loss_call import IGNORED, LossCall, LossCalls
+from .loss_mask import without_masked
+from .text_rows import Fit, Text, find_texts, lay_out
+from .ways import returned_loss
+
+ChooseLoss = int | Callable[[Sequence[LossCall]], int | Sequence[int]]
+"""Index of the loss call that counts, or a function of all of them to an index or several."""
+
+_SETTLES = "Say which one counts with LScore(loss_call=index)."
+_HOW = {
+    Fit.NEXT: "its labels continue what was read",
+    Fit.END: "its labels are the end of what was read",
+    Fit.SAME: "its labels are what was read, behind a prefix",
+    Fit.PICKED: "its labels are picked from what was read",
+}
+
+
+class OwnLoss:
+    """Finds them, and looks into the data once for each pattern of sizes.
+
+    Args:
+        choose: the user's choice; None: those of the batch's text.
+    """
+
+    def __init__(self, choose: ChooseLoss | None = None) -> None:
+        self.doubts: list[str] = []
+        self.declared = choose is not None
+        self._choose = choose
+        self._known: dict[tuple[Any, ...], list[Text]] = {}
+
+    def find(
+        self, losses: LossCalls, batch: Any, outputs: Any, repeated: int
+    ) -> list[tuple[Tensor, Tensor, str]] | None:
+        """Return NLL [B, T'], labels [B, T'] and a remark of each text of the step; None without.
+
+        Raises:
+            ValueError: if the user's choice names no call of the step.
+        """
+        losses.settle()
+        heard, tokens, found = losses.heard, find_tokens(batch), []
+        texts = self._texts(losses, batch, tokens)
+        for text in texts or ():
+            nll, labels = text.rows(heard)
+            how, stated = self._words(text), heard[text.calls[0]]
+            if stated.reduction == "none":
+                labels, remark, doubt = without_masked(
+                    nll, labels, batch, returned_loss(outputs), losses.padding
+                )
+                how += remark
+                self._doubt(doubt)
+            if repeated and (tokens is None or len(labels) != len(tokens)):
+                self._doubt(
+                    "could not find the samples that the sampler repeated among the rows of the "
+                    "loss call, so they count twice. Say what counts with "
+                    "LScore(logits_and_labels=function)."
+                )
+            found.append((nll, labels, f"{how}; {stated.ignore_index} ignored as it states"))
+        return None if texts is None else found
+
+    def _texts(self, losses: LossCalls, batch: Any, tokens: Tensor | None) -> list[Text] | None:
+        """Return the texts; None if there are none, and an empty list if no label counts."""
+        heard = losses.heard
+        if self._choose is not None:
+            return [lay_out(heard, _chosen(self._choose, heard), tokens)]
+        shapes = [None if tokens is None else tokens.shape, *(loss.labels.shape for loss in heard)]
+        key = tuple(shapes)
+        if not heard or key in self._known:
+            return self._known.get(key)
+        found = find_texts(heard, losses.read, list(integer_tensors(batch)))
+        if found:
+            return self._known.setdefault(key, self._once(heard, found))
+        nothing = not any(bool((loss.labels != IGNORED).any()) for loss in heard)
+        return [] if nothing and self._known else None
+
+    def _once(self, heard: Sequence[LossCall], found: Sequence[Text]) -> list[Text]:
+        """Return the texts, each once; two losses of one text may be of different logits."""
+        kept: dict[int, Text] = {}
+        for text in found:
+            first = kept.setdefault(text.read, text)
+            nll, others = (float(t.rows(heard)[0].sum()) for t in (first, text))
+            if not math.isclose(nll, others, rel_tol=1e-6):
+                self._doubt(
+                    f"heard several losses of one text in a validation step, {len(heard)} loss "
+                    f"calls in all, and counts the first: {_list(heard)}. {_SETTLES}"
+                )
+        if any(text.fit == Fit.SAME for text in kept.values()):
+            self._doubt(
+                "heard a loss whose labels equal the tokens that the model reads, at the same rows."
+                " That is right if something stands in front of them, as a prefix does, and wrong "
+                f"if nothing does. {_SETTLES}"
+            )
+        return list(kept.values())
+
+    def of_labels(self, heard: Sequence[LossCall], labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return NLL and labels [B, T'] of the loss calls that are of these labels [B, T]."""
+        return [text.rows(heard) for text in find_texts(heard, [labels], [])[:1]]
+
+    def doubt_mean(self, repeated: int) -> None:
+        """Say that the mean loss of a batch holds samples that a sampler repeated."""
+        if repeated:
+            self._doubt(
+                "scored a batch by its mean loss, which holds samples that the distributed sampler "
+                "repeated: they cannot be taken out of it. Return logits and labels from "
+                "validation_step, or let the number of samples be divisible by that of devices."
+            )
+
+    def refusal(self, heard: Sequence[LossCall]) -> str:
+        """Return why what was heard does not count."""
+        if not heard:
+            return ""
+        return (
+            f" It heard the loss of {_list(heard)}: none continues the tokens that were read. "
+            "If one is of a language model, say LScore(loss_call=its number)."
+        )
+
+    def _words(self, text: Text) -> str:
+        names = f"loss call {text.calls[0]}"
+        if len(text.calls) > 1:
+            names = f"loss calls {text.calls[0]} to {text.calls[-1]}"
+        return f"{names} of validation_step; {_HOW[text.fit] if not self.declared else 'declared'}"
+
+    def _doubt(self, sentence: str) -> None:
+        if sentence and sentence not in self.doubts:
+            self.doubts.append(sentence)
+
+
+def _chosen(choose: ChooseLoss, heard: Sequence[LossCall]) -> tuple[int, ...]:
+    chosen = choose(heard) if callable(choose) else choose
+    indices = (chosen,) if isinstance(chosen, int) else tuple(chosen)
+    if not indices or not all(-len(heard) <= i < len(heard) for i in indices):
+        raise ValueError(
+            f"LScore(loss_call=...): expected the index of a loss call of this validation step, got"
+            f" {chosen} of {len(heard)} that were heard: {_list(heard) or 'none'}."
+        )
+    return tuple(i % len(heard) for i in indices)
+
+
+def _list(heard: Sequence[LossCall]) -> str:
+    shown = ", ".join(f"{i}: {loss}" for i, loss in enumerate(heard[:4]))
+    return shown + ", ..." * (len(heard) > 4)
