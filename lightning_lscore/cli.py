@@ -94,6 +94,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+    report = commands.add_parser(
+        "report",
+        help="a page about a run, or about several side by side",
+        description="Writes one page of HTML that needs no network: what was bought for what, "
+        "where L came from, whether the next percent is worth it, and what to doubt; of several "
+        "runs, which reaches a perplexity for less, and why. Needs lightning-lscore[plots].",
+    )
+    report.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    report.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE.html"
+    )
+    report.add_argument(
+        "--over",
+        metavar="MEASURE",
+        help="spending on the x axis: tokens, device_hours, energy_kwh, cost, ...",
+    )
+    report.add_argument("--formula", type=Path, metavar="FILE.json", help="score under this one")
+    report.add_argument("--baseline", metavar="RUN", help="of several; default: the first")
+    report.add_argument("--png", type=Path, metavar="FOLDER", help="write the pictures there too")
+    report.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures there too")
+    report.set_defaults(run=_report)
+
     calibrate = commands.add_parser(
         "calibrate",
         help="weights from one's own finished runs",
@@ -177,6 +199,25 @@ def _compare(options: argparse.Namespace) -> list[str]:
         of = read_finished(options.gain)
         text += ["", gains(runs, calibrate(of.parameters, of.tokens, of.loss), of.T)]
     return text
+
+
+def _report(options: argparse.Namespace) -> Iterator[str]:
+    from .equation.formula import Formula
+    from .record.file import read_run
+    from .show.report import report
+
+    formula = None if options.formula is None else Formula.load(options.formula)
+    made = report(
+        {str(path): read_run(path) for path in options.records},
+        over=options.over,
+        formula=formula,
+        baseline=options.baseline,
+    )
+    options.output.write_text(made.html, encoding="utf-8")
+    yield f"Wrote {options.output} ({len(made.html.encode()) / 1000:.0f} kB)."
+    for folder, ending in ((options.png, "png"), (options.svg, "svg")):
+        if folder is not None:
+            yield from (f"Wrote {path}." for path in made.save_pictures(folder, ending))
 
 
 def _doctor(options: argparse.Namespace) -> Iterator[str]:

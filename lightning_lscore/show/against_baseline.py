@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ..equation.formula import Formula
 from ..record.comparable import best_record, rescored
-from ..record.reaching import COSTS, lowest, spending_to
+from ..record.reaching import COSTS, Lowest, lowest, spending_to
 from ..record.record import Record
 from .cells import SPENDING_NAMES, number
 from .noise_of_L import Difference, difference_of, scatter_of_each
@@ -32,6 +32,23 @@ def against_baseline(
     level = lowest(runs[baseline], T)
     if level is None:
         return f"{baseline} has no finite perplexity to hold the others against."
+    shown = number(level.record.measurements.get(T))
+    lines = [f"Against {baseline}, whose lowest {T.replace('_', ' ')} is {shown}:"]
+    for name, said in sentences(runs, baseline, level, formula, T, repeats).items():
+        first, *others = said
+        lines += [f"  {name} {first}", *(f"  {' ' * len(name)} {text}" for text in others)]
+    return "\n".join(lines)
+
+
+def sentences(
+    runs: Mapping[str, Sequence[Record]],
+    baseline: str,
+    level: Lowest,
+    formula: Formula | None,
+    T: str = "perplexity",
+    repeats: Sequence[Collection[str]] = (),
+) -> dict[str, list[str]]:
+    """Return what is said of each other run: how it reaches the level, and why its L differs."""
     reached = spending_to(runs[baseline], level.ln_T, T) or {}
     best = {}
     scatter = {}
@@ -39,19 +56,18 @@ def against_baseline(
         again = {name: rescored(records, formula) for name, records in runs.items()}
         best = {name: best_record(records) for name, records in again.items()}
         scatter = scatter_of_each(again, formula.T, repeats)
-    shown = number(level.record.measurements.get(T))
-    lines = [f"Against {baseline}, whose lowest {T.replace('_', ' ')} is {shown}:"]
+    found = {}
     for name, records in runs.items():
         if name == baseline:
             continue
-        lines.append(f"  {name} {_reach(reached, spending_to(records, level.ln_T, T))}.")
+        found[name] = [f"{_reach(reached, spending_to(records, level.ln_T, T))}."]
         a, b = best.get(baseline), best.get(name)
         if formula is None or a is None or b is None:
             continue
         difference = difference_of(formula, baseline, a, name, b, scatter)
         if difference is not None:
-            lines.append(f"  {' ' * len(name)} {why_L_differs(difference)}")
-    return "\n".join(lines)
+            found[name].append(why_L_differs(difference))
+    return found
 
 
 def _reach(baseline: Mapping[str, float], run: Mapping[str, float] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..equation.factor import Factor
 from ..equation.measures import MEASURES
@@ -15,6 +16,21 @@ SPENDING_NAMES = {
     "cost": "cost",
 }
 """What people call the measures in which they pay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under a head, with what is said above and below them."""
+
+    above: Sequence[str] = ()
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    below: Sequence[str] = ()
+
+    def in_terminal(self, left: int = 1) -> str:
+        """Return it as text; the first ``left`` columns to the left, the others to the right."""
+        lines = [*self.above, "", *columns([self.head, *self.rows], left=left)]
+        return "\n".join([*lines, *(["", *self.below] if self.below else [])])
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:

@@ -43,18 +43,18 @@ def comparison(
             raise ValueError(
                 f"expected the name of one of the runs ({', '.join(runs)}), got {name}."
             )
-    shared = formula or _shared_formula(runs)
-    T = _common_T(runs, shared)
+    shared = formula or shared_formula(runs)
+    T = common_T(runs, shared)
     if shared is not None:
-        parts = [ranked_by_L(runs, shared, repeats)]
+        parts = [ranked_by_L(runs, shared, repeats).in_terminal()]
     else:
-        parts = [without_a_formula(runs, T)]
+        parts = [without_a_formula(runs, T).in_terminal(left=2)]
     if len(runs) > 1:
         parts.append(against_baseline(runs, baseline, shared, T, repeats))
     return "\n\n".join(parts)
 
 
-def _shared_formula(runs: Mapping[str, Sequence[Record]]) -> Formula | None:
+def shared_formula(runs: Mapping[str, Sequence[Record]]) -> Formula | None:
     """Return the formula that the last validation of each run was scored with, if it is one."""
     first, *others = (records[-1].formula for records in runs.values())
     charged = {k: v for k, v in first.items() if k != "origin"}
@@ -62,7 +62,7 @@ def _shared_formula(runs: Mapping[str, Sequence[Record]]) -> Formula | None:
     return Formula.from_dict(first) if alike else None
 
 
-def _common_T(runs: Mapping[str, Sequence[Record]], formula: Formula | None) -> str:
+def common_T(runs: Mapping[str, Sequence[Record]], formula: Formula | None) -> str:
     """Return the T in which the runs compare.
 
     Raises:

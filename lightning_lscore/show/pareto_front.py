@@ -9,18 +9,19 @@ from ..equation.measures import MEASURES
 from ..record.comparable import best_record, rescored
 from ..record.reaching import COSTS, Lowest, lowest, spending_to
 from ..record.record import Record
-from .cells import SPENDING_NAMES, columns, count, duration, number
+from .cells import SPENDING_NAMES, Table, count, duration, number
 
 MOST_FORMULAS = 16
 """Under so many of the runs' formulas, evenly chosen, ranks are computed."""
 
-CHOOSE = """\
-To rank them by L choose one formula for all: a budget of your own, or a run's spending as the
-reference, Formula.from_record("RUN").save("study.json"). Then say --formula study.json."""
+CHOOSE = (
+    "To rank them by L choose one formula for all: a budget of your own, or a run's spending as\n"
+    'the reference, Formula.from_record("RUN").save("study.json"). Then say --formula study.json.'
+)
 
 
-def without_a_formula(runs: Mapping[str, Sequence[Record]], T: str = "perplexity") -> str:
-    """Show each run's lowest perplexity and what was spent on it, marked where no run beats it.
+def without_a_formula(runs: Mapping[str, Sequence[Record]], T: str = "perplexity") -> Table:
+    """Return each run's lowest perplexity and what was spent on it, marked where no run beats it.
 
     Args:
         runs: the validations of each by its name, at least one of each.
@@ -31,7 +32,7 @@ def without_a_formula(runs: Mapping[str, Sequence[Record]], T: str = "perplexity
     costs = [c for c in COSTS if any(e and e.record.measurements.get(c) for e in ends.values())]
     places = _places(runs, list(formulas.values()))
     titles = (*(SPENDING_NAMES[c] for c in costs), "rank by L")
-    rows: list[tuple[str, ...]] = [("run", "formula", T.replace("_", " "), "step", *titles)]
+    rows: list[tuple[str, ...]] = []
     for name, end in ends.items():
         used = _formula(runs[name])
         row = [name, used.id if used else "a function"]
@@ -40,19 +41,19 @@ def without_a_formula(runs: Mapping[str, Sequence[Record]], T: str = "perplexity
             row.append(_amount(end, cost) + ("*" if _unbeaten(name, cost, runs, ends, T) else " "))
         rows.append((*row, places.get(name, "-")))
     asked = f"{len(formulas)} formulas" if len(formulas) != 1 else "one formula and functions"
-    lines = [
+    above = [
         f"These runs were scored under {asked}, so their values of L do not compare.",
         *(_of_origin(f, runs) for f in formulas.values() if len(formulas) <= 8),
-        "",
-        *columns(rows, left=2),
-        "",
+    ]
+    below = [
         "* no other run reached this perplexity with less: the Pareto front.",
         "rank by L: the first and last place of the run under the formulas of these runs.",
     ]
     missing = [c for c in COSTS if c not in costs]
     first = next(iter(runs.values()))[-1].measurements
-    lines += [f"{c}: {first.why_missing(c)} (all runs)" for c in missing]
-    return "\n".join([*lines, "", CHOOSE])
+    below += [f"{c}: {first.why_missing(c)} (all runs)" for c in missing]
+    head = ("run", "formula", T.replace("_", " "), "step", *titles)
+    return Table(above=above, head=head, rows=rows, below=[*below, "", CHOOSE])
 
 
 def _formula(records: Sequence[Record]) -> Formula | None:

@@ -9,7 +9,7 @@ from ..equation.factor import Factor
 from ..equation.formula import Formula
 from ..record.comparable import best_record, rescored
 from ..record.record import Record
-from .cells import SPENDING_NAMES, columns, count, duration, number
+from .cells import SPENDING_NAMES, Table, count, duration, number
 from .noise_of_L import difference_of, scatter_of_each
 
 MONEY = ("energy_kwh", "cost")
@@ -17,8 +17,8 @@ MONEY = ("energy_kwh", "cost")
 
 def ranked_by_L(
     runs: Mapping[str, Sequence[Record]], formula: Formula, repeats: Sequence[Collection[str]] = ()
-) -> str:
-    """Show each run where its L was lowest, the lowest first.
+) -> Table:
+    """Return each run where its L was lowest, the lowest first.
 
     Args:
         runs: the validations of each by its name, at least one of each.
@@ -42,7 +42,7 @@ def ranked_by_L(
         "f_H",
         "L",
     )
-    rows: list[tuple[str, ...]] = [(*head, "", "last L")]
+    rows: list[tuple[str, ...]] = []
     winner = best[order[0]]
     tied = []
     for name in order:
@@ -60,12 +60,15 @@ def ranked_by_L(
         L = number(None if record is None else record.L)
         row = (str(shown.step), count(m.tokens), duration(m.device_hours), *costs)
         rows.append((name, *row, number(s.perplexity), *factors, L, mark, number(last.L)))
-    lines = [f"Ranked by L under formula {formula.id} ({formula.origin}), each run at its best L."]
-    lines += ["", *columns(rows, left=1)]
-    if tied:
-        lines += ["", f"= a tie with {order[0]}: {'; '.join(tied)}."]
-    lines += ["", *_reasons(again, best, formula)]
-    return "\n".join(lines).rstrip()
+    below = [f"= a tie with {order[0]}: {'; '.join(tied)}."] if tied else []
+    return Table(
+        above=[
+            f"Ranked by L under formula {formula.id} ({formula.origin}), each run at its best L."
+        ],
+        head=(*head, "", "last L"),
+        rows=rows,
+        below=[*below, *_reasons(again, best, formula)],
+    )
 
 
 def _value(record: Record | None, measure: str) -> float | None:
