@@ -59,6 +59,9 @@ class Perplexity(Metric):
             ("nll_sum", torch.float64),
             ("count", torch.int64),
             ("invalid", torch.int64),
+            # A MetricCollection lets metrics share their states if these have the same names and,
+            # after the first batch, nearly the same values. Stays 0: the name is what differs.
+            (_name_of_settings(ignore_index, compile), torch.int64),
         ):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
@@ -146,3 +149,8 @@ class Perplexity(Metric):
             return moved if moved.dtype == state.dtype else state.to(device)
 
         return super()._apply(move, exclude_state)
+
+
+def _name_of_settings(ignore_index: int | None, compile: bool) -> str:
+    ignored = "none" if ignore_index is None else str(ignore_index).replace("-", "minus_")
+    return f"_ignores_{ignored}" + "_compiled" * compile

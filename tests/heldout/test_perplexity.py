@@ -18,6 +18,7 @@ import torchmetrics.text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from lightning_lscore.heldout import buffered, compiled, numerics, softmax
 from lightning_lscore.heldout.nll import row_nll, token_nll
@@ -373,6 +374,35 @@ def test_copies_go_on(copy_of):
         each.update(*batch(2, 3, 40, seed=1))
     assert twin.compute() == metric.compute()
     assert twin.count == 12
+
+
+def test_metrics_of_a_collection_that_ignore_other_targets_share_no_sums():
+    """MetricCollection decides by the first batch, in which no target may be ignored."""
+    metrics = MetricCollection(
+        {
+            "all": Perplexity(ignore_index=None),
+            "others": Perplexity(ignore_index=2),
+            "usual": Perplexity(),
+            "twin": Perplexity(),
+            "compiled": Perplexity(compile=True),
+        }
+    )
+    logits, targets = torch.randn(1, 3, 9), torch.tensor([[1, 3, 4]])
+    metrics.update(logits, targets)
+    metrics.update(logits, torch.tensor([[2, 3, 4]]))
+    counts = {name: int(metric.count) for name, metric in metrics.items()}
+    assert counts == {"all": 6, "others": 5, "usual": 6, "twin": 6, "compiled": 6}
+    groups = sorted(sorted(names) for names in metrics.compute_groups.values())
+    assert groups == [["all"], ["compiled"], ["others"], ["twin", "usual"]]
+
+
+@pytest.mark.parametrize(("one", "other"), [(128_000, 128_001), (1, -1), (0, None)])
+def test_no_ignore_index_is_near_enough_to_share_sums(one, other):
+    """torchmetrics compares states with a tolerance."""
+    pair = {"one": Perplexity(ignore_index=one), "other": Perplexity(ignore_index=other)}
+    metrics = MetricCollection(pair)
+    metrics.update(torch.randn(1, 2, 9), torch.tensor([[2, 3]]))
+    assert len(metrics.compute_groups) == 2
 
 
 def test_merge_and_reset():
