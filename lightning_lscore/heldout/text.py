@@ -29,6 +29,9 @@ def evaluate_text(
 ) -> TextEvaluation:
     """Measure perplexity and bits per byte of a causal language model on one text of any length.
 
+    Two short passes first look whether the model is causal: whether the logits of earlier tokens
+    stay the same when a later one changes.
+
     Each token's NLL enters a float64 sum once, whatever the stride. Logits are scored where they
     are, and only where tokens are new; a model that takes ``logits_to_keep`` computes no others.
     The model runs where it is, in eval mode (each module's own mode is restored) and without
@@ -59,9 +62,10 @@ def evaluate_text(
 
     Raises:
         TypeError: text that is not a string.
-        ValueError: a text with no token to predict, a stride or length out of range, no BOS token
-            despite add_bos, no context_length although the model's config has none, or logits of
-            an unexpected shape.
+        ValueError: an encoder-decoder or another model that sees the tokens it is to predict, as
+            masked ones do: its result would be no perplexity. A text with no token to predict, a
+            stride or length out of range, no BOS token despite add_bos, no context_length although
+            the model's config has none, or logits of an unexpected shape.
 
     Compared with others:
         transformers' guide counts the last target to a window: its ``max_length`` M is a

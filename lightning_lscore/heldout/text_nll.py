@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .causality import check_is_causal
+from .next_token_logits import next_token_logits
 from .nll import token_nll
 from .text_windows import Window
 
@@ -23,7 +23,9 @@ def nll_sum(
     total = torch.zeros((), dtype=torch.float64)
     bar = tqdm(total=len(ids) - 1, unit="token", disable=not progress)
     with bar, _evaluating(model), torch.no_grad():
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                check_is_causal(model, tokens[: batch[0].end])
             nll = _batch_nll(model, tokens, batch)
             total = total.to(nll.device) + nll
             bar.update(sum(window.new for window in batch))
@@ -35,23 +37,15 @@ def _batch_nll(model: nn.Module, tokens: Tensor, batch: list[Window]) -> Tensor:
     new = batch[0].new
     inputs = torch.stack([tokens[window.begin : window.end] for window in batch])
     labels = torch.stack([tokens[window.end - new + 1 : window.end + 1] for window in batch])
-    output = model(inputs, **_sparing(model, new))
-    logits = getattr(output, "logits", output)
+    logits = next_token_logits(model, inputs, new)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < new:
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"expected the model to return logits [{len(batch)}, {inputs.shape[1]}, vocabulary],"
             f" or an object with them as `logits`, got {found}. Wrap it in a module that does."
         )
     # A model that keeps only the new rows returns no others.
     return token_nll(logits[:, -new:], labels.to(logits.device), ignore_index=None)[0]
-
-
-def _sparing(model: nn.Module, rows: int) -> dict[str, Any]:
-    """Return arguments that save work, if the model has them: the last rows only, no cache."""
-    names = inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": rows, "num_logits_to_keep": rows, "use_cache": False}
-    return {name: value for name, value in options.items() if name in names}
 
 
 @contextmanager
