@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 RUN_HELP = "folder of a run's log, or the record file in it (lscore.jsonl)"
 
@@ -93,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
         "needs for the perplexity of each RUN, over what it spent (needs numpy)",
     )
     compare.set_defaults(run=_compare)
+
+    show = commands.add_parser(
+        "show",
+        help="a run's validations as a table, or a line for each of many runs",
+        description="Shows the validations of a run: perplexity, factors, L, spending, and what 1 "
+        "% more spending bought beside what it has to buy; of several runs a line each. Needs "
+        "lightning-lscore[show].",
+    )
+    show.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    show.add_argument("-f", "--follow", action="store_true", help="show it anew as it goes on")
+    show.add_argument(
+        "-n", "--rows", type=int, default=40, metavar="N", help="validations to show (default 40)"
+    )
+    show.set_defaults(run=_show)
 
     report = commands.add_parser(
         "report",
@@ -199,6 +215,33 @@ def _compare(options: argparse.Namespace) -> list[str]:
         of = read_finished(options.gain)
         text += ["", gains(runs, calibrate(of.parameters, of.tokens, of.loss), of.T)]
     return text
+
+
+def _show(options: argparse.Namespace) -> Iterator[str]:
+    import time
+
+    from rich.console import Console
+
+    from .record.file import read_run
+    from .show.terminal import follow, run_table, runs_table
+
+    if options.rows < 2:
+        raise ValueError(f"--rows: expected a whole number > 1, got {options.rows}.")
+
+    def table() -> Any:
+        runs = {printable(str(path)): read_run(path) for path in options.records}
+        if len(runs) > 1:
+            return runs_table(runs)
+        ((name, records),) = runs.items()
+        return run_table(name, records, options.rows)
+
+    console = Console(highlight=False)
+    if not options.follow:
+        console.print(table())
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in follow(table, console, seconds=1.0, sleep=time.sleep):
+            yield from ()
 
 
 def _report(options: argparse.Namespace) -> Iterator[str]:

@@ -103,6 +103,29 @@ CSV = "parameters,tokens,loss\n" + "".join(
 )
 
 
+def test_show_prints_a_table_of_a_run_and_a_line_for_each_of_several(capsys, run, tmp_path):
+    append_record(tmp_path / "two" / RECORD_FILE, record(5, 9.0, run="b"))
+    status, out, _ = call(capsys, "show", run)
+    assert status == 0
+    assert "lowest L" in out
+    status, out, _ = call(capsys, "show", run, tmp_path / "two")
+    assert status == 0
+    assert len(out.strip().splitlines()) >= 3
+    assert call(capsys, "show", run, "--rows", "1")[0] == 2
+
+
+def test_report_writes_a_page_and_its_pictures(capsys, run, tmp_path):
+    page = tmp_path / "page.html"
+    status, out, _ = call(capsys, "report", run, "-o", page, "--svg", tmp_path / "pictures")
+    assert status == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert f"Wrote {page} (" in out
+    assert (tmp_path / "pictures" / "perplexity.svg").exists()
+    status, _, err = call(capsys, "report", run, "-o", tmp_path / "nowhere" / "page.html")
+    assert status == 2
+    assert "nowhere" in err
+
+
 def test_calibrate_writes_a_formula_out_of_a_table(capsys, tmp_path):
     (tmp_path / "runs.csv").write_text(CSV)
     formula = tmp_path / "formula.json"

@@ -37,9 +37,15 @@ def headline(records: Sequence[Record]) -> str:
     spent = spent[0].upper() + spent[1:]
     T = (last.score.perplexity or math.nan) / (best.score.perplexity or math.nan) - 1
     if not T < 0:
-        return f"{spent} bought nothing: perplexity is {percent(T)} higher."
-    text = f"{spent} bought {percent(-T)} lower perplexity"
-    return f"{text}: {'about what' if is_plateau(records) else 'less than'} it was to buy."
+        return f"{spent} bought nothing: perplexity is {percent(T)} higher.{_ended(last)}"
+    worth = "about what" if is_plateau(records) else "less than"
+    return f"{spent} bought {percent(-T)} lower perplexity: {worth} it was to buy.{_ended(last)}"
+
+
+def _ended(last: Record) -> str:
+    """Say how far into its plan the run came, where it did not come to its end."""
+    share = 1.0 if not last.planned else last.batch / last.planned
+    return f" It ended at {100 * share:.0f} % of its plan." if share < 0.98 else ""
 
 
 def is_plateau(records: Sequence[Record]) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..equation.formula import Formula
 from ..equation.measures import GROWING, MEASURES
 from ..record.comparable import best_record
 from ..record.record import Record
@@ -142,7 +141,7 @@ def _parts(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _worth(axis: Axis) -> dict[str, Any]:
-    records = axis.records
+    needed = [-v for v in _measured(axis.records, "elasticity_needed")]
     return {
         "key": "worth",
         "title": "Is the next percent worth it?",
@@ -150,7 +149,7 @@ def _worth(axis: Axis) -> dict[str, Any]:
         "at a time, and by how many it has to for L to fall.",
         "series": [
             Series(name="bought", color="t", values=_bought(axis)),
-            Series(name="has to buy", color="l", values=_needed(records)),
+            Series(name="has to buy", color="l", values=needed),
         ],
         "form": "{:.2g} %",
         "height": 2.5,
@@ -209,18 +208,4 @@ def _bought(axis: Axis) -> list[float]:
         a, b = max(0, i - k), min(n - 1, i + k)
         grown = axis.x[b] / axis.x[a] if axis.x[a] > 0 else 1.0
         found.append((y[a] - y[b]) / math.log(grown) if grown > 1 else NAN)
-    return found
-
-
-def _needed(records: Sequence[Record]) -> list[float]:
-    """Return d ln f / d ln spending in %, f all factors that grow."""
-    try:
-        formula = Formula.from_dict(records[-1].formula)
-    except ValueError:  # it holds a function
-        return [NAN] * len(records)
-    found = []
-    for r in records:
-        more = formula.ln_price(r.measurements, 1 + 1e-6)
-        now = formula.ln_price(r.measurements)
-        found.append(NAN if now is None or more is None else (more - now) * 1e6)
     return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from made_up_records import FALLING, record, run
 
@@ -33,6 +34,13 @@ def test_what_was_bought_after_the_lowest_L_is_less_than_it_was_to_buy():
 def test_a_perplexity_that_rose_bought_nothing():
     text = headline(run([20.0, 10.0, 5.0, 6.0]))
     assert text.endswith("after the lowest L bought nothing: perplexity is 20 % higher.")
+
+
+def test_how_far_a_run_came_into_its_plan_is_said():
+    """A run that ended early was stopped, or broke."""
+    records = [replace(r, planned=40.0) for r in run([20.0, 10.0, 5.0, 6.0])]
+    assert headline(records).endswith("20 % higher. It ended at 10 % of its plan.")
+    assert "plan" not in headline([replace(r, planned=4.0) for r in records])
 
 
 def test_a_rise_within_the_noise_is_a_plateau():
