@@ -153,6 +153,8 @@ class LScore(Callback):
         self._state_key = self._generate_state_key(prefix=self.prefix)
         self.tracker: Tracker | None = None
         """Counts and scores the run; None before ``setup``."""
+        self.is_judged = False
+        """Whether a CostEarlyStopping follows its L in this fit."""
         if not (loss_call is None or callable(loss_call)):
             loss_call = integer("loss_call", loss_call)
         alone = loss_call is None or function is None
@@ -188,7 +190,7 @@ class LScore(Callback):
     # ------------------------------------------------------------------ a fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stage = stage
+        self._stage, self.is_judged = stage, False
         if stage == "fit" or self.tracker is None:
             own = {n: partial(f, trainer, pl_module) for n, f in self._options.measures.items()}
             options = {**vars(self._options), "measures": own}
@@ -250,6 +252,8 @@ class LScore(Callback):
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch)
         if not ended_early(trainer):
             tracker.finish()
+        if not self.is_judged:
+            tracker.look_back()
         self._stop()
 
     def on_exception(

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         help="what L is; with a run, what moved its L; with numbers, their L",
         description="Without arguments: the equation, its letters, what its weights mean, and a "
         "worked example. With RUN: which factor moved that run's L by how much between "
-        "validations, and what idle time cost. With --perplexity: L of these numbers.",
+        "validations, when CostEarlyStopping would have stopped it, and what idle time cost. With "
+        "--perplexity: L of these numbers.",
     )
     explain.add_argument("records", nargs="?", type=Path, metavar="RUN", help=RUN_HELP)
     explain.add_argument("--from", dest="start", type=int, metavar="STEP", help="with RUN")
@@ -63,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--perplexity", type=float, metavar="T", help="compute L of this, and of")
     for letter in "DAH":
         explain.add_argument(f"--{letter}", type=float, metavar=f"f({letter})", help="this factor")
+    rule = explain.add_argument_group("the rule of CostEarlyStopping, replayed on RUN")
+    rule.add_argument("--tolerance", type=float, metavar="NATS", help="0.005: 0.5 %% of L")
+    rule.add_argument("--certainty", type=float, metavar="SD", help="standard deviations of noise")
+    rule.add_argument("--validations", type=int, metavar="N", help="least without a better L")
+    rule.add_argument("--ratio", type=float, help="0.25: stop after 25 %% more spending")
+    rule.add_argument(
+        "--while-decaying",
+        action="store_true",
+        default=None,
+        help="stop for the price even before a decay of the learning rate",
+    )
     explain.set_defaults(run=_explain)
 
     compare = commands.add_parser(
@@ -190,13 +202,17 @@ def _explain(options: argparse.Namespace) -> list[str]:
         formula = Formula.for_model(options.parameters)
     if options.records is None:
         return [overview(formula)]
+    from .curve.patience import Patience
     from .record.comparable import rescored
     from .record.file import read_run
 
+    names = ("tolerance", "certainty", "validations", "ratio", "while_decaying")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    patience = Patience(**given)
     records = read_run(options.records)
     if formula is not None:
         records = rescored(records, formula)
-    return [explain_run(records, options.start, options.end)]
+    return [explain_run(records, options.start, options.end, patience)]
 
 
 def _compare(options: argparse.Namespace) -> list[str]:

@@ -18,9 +18,10 @@ from .packages import Callback, lightning_package
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import LightningModule, Trainer
-    from lightning.pytorch.callbacks import EarlyStopping
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 else:
     EarlyStopping = lightning_package().callbacks.EarlyStopping
+    ModelCheckpoint = lightning_package().callbacks.ModelCheckpoint
     MisconfigurationException = lightning_package().utilities.exceptions.MisconfigurationException
 
 _TOLD = {
@@ -118,6 +119,9 @@ class CostEarlyStopping(EarlyStopping, Callback):
         if self._fitting:
             self._find_lscore(trainer)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._find_lscore(trainer).is_judged = True
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_check(trainer):
             self._take_in(trainer)
@@ -170,6 +174,30 @@ class CostEarlyStopping(EarlyStopping, Callback):
         if stop and not self.verbose:  # otherwise Lightning says it
             rank_zero_info(reason)
         return stop, reason
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopping_reason_message and (kept := self._checkpoints(trainer)):
+            self.stopping_reason_message += f" {kept}"
+            rank_zero_info(kept)
+
+    def _checkpoints(self, trainer: Trainer) -> str:
+        """Name the best checkpoint for each purpose, of those that ModelCheckpoints keep."""
+        lscore = self._find_lscore(trainer)
+        paths = {
+            (c.monitor, c.mode): c.best_model_path
+            for c in trainer.checkpoint_callbacks
+            if isinstance(c, ModelCheckpoint) and c.best_model_path
+        }
+        L, T = (lscore.name_of(self.monitor[:-1] + key) for key in ("L", "perplexity"))
+        weights, best = paths.get((T, "min")), paths.get((L, "min"))
+        found = []
+        if weights:
+            found.append(f"Weights to keep, of the lowest perplexity: {weights}.")
+        if best:
+            found.append(f"Where stopping was best, of the lowest L: {best}.")
+        if best and not weights:
+            found.append(f'ModelCheckpoint(monitor="{T}") would keep the best weights.')
+        return " ".join(found)
 
     def _find_lscore(self, trainer: Trainer) -> LScore:
         callbacks, prefix = trainer.callbacks, self.monitor[:-1]  # type: ignore[attr-defined]

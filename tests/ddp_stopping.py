@@ -22,7 +22,7 @@ class Report(pl.Callback):
         self.verdicts: list[dict] = []
 
     def on_validation_end(self, trainer, pl_module):
-        self.verdicts.append(asdict(self.stopping.verdict))
+        self.verdicts.append({**asdict(self.stopping.verdict), "stop": self.stopping.verdict.stop})
 
     def on_train_end(self, trainer, pl_module):
         seen = {

@@ -244,7 +244,7 @@ def test_it_does_not_stop_on_a_plateau_before_a_decay_unless_asked(interval, sch
     stopping = CostEarlyStopping()
     assert fit(model(3.0), stopping, max_epochs=30) == END
     assert stopping.stopping_reason_message is None
-    assert stopping.verdict.waited > stopping.verdict.patience
+    assert stopping.verdict.paid > stopping.verdict.patience
     assert "still ahead" in stopping.verdict.reason
     assert fit(model(3.0), CostEarlyStopping(while_decaying=True), max_epochs=30) == 3
     turned = CostEarlyStopping()
@@ -347,6 +347,51 @@ def test_a_run_that_goes_on_has_no_reason(fit):
     fit(Scripted(3.0), stopping, formula=Formula())
     assert stopping.stopping_reason_message is None
     assert stopping.stopped_epoch == 0
+
+
+def test_it_names_the_weights_to_keep_and_where_stopping_was_best(fit, tmp_path, caplog):
+    """Perplexity still fell after the best L: two checkpoints, each for its purpose."""
+
+    def save(monitor):
+        name = f"{monitor}-{{step}}"
+        return ModelCheckpoint(tmp_path, filename=name, monitor=monitor, mode="min")
+
+    slowly = [3.0 - 0.01 * math.log(n) for n in range(1, 40)]
+    stopping = CostEarlyStopping(certainty=0)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fit(Scripted(*slowly), stopping, LScore(BY_TOKENS), save("perplexity"), save("L"))
+    weights, best = (str(tmp_path / f"{m}-step={n}.ckpt") for m, n in (("perplexity", 6), ("L", 2)))
+    said = (
+        f"Weights to keep, of the lowest perplexity: {weights}. "
+        f"Where stopping was best, of the lowest L: {best}."
+    )
+    assert stopping.stopping_reason_message.endswith(f"does not pay. {said}")
+    assert said in caplog.messages
+    only = CostEarlyStopping(certainty=0)
+    fit(Scripted(*slowly), only, LScore(BY_TOKENS), save("L"))
+    assert only.stopping_reason_message.endswith(
+        'ModelCheckpoint(monitor="perplexity") would keep the best weights.'
+    )
+    none = CostEarlyStopping(certainty=0)
+    fit(Scripted(*slowly), none, LScore(BY_TOKENS))
+    assert none.stopping_reason_message.endswith("does not pay.")
+
+
+def test_without_it_the_end_of_a_fit_says_where_it_would_have_stopped(trainer, caplog):
+    worse = [3.2, 3.1, 3.0, 3.35, 3.4, 3.5, 3.6, 3.7]
+    said = "CostEarlyStopping() would have stopped at step 10 (held-out loss diverging): 38 % of"
+    for callbacks, losses, told in (
+        ([], worse, True),
+        ([CostEarlyStopping(validations=99)], [3.0] * 8, False),
+        ([], [3.0 - 0.1 * i for i in range(8)], False),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+            t = trainer(LScore(BY_TOKENS), *callbacks, max_epochs=8)
+            t.fit(Scripted(*losses), loader(8), loader(4))
+        assert t.current_epoch == 8
+        assert any(said in m for m in caplog.messages) == told
+        assert any("would have stopped" in m for m in caplog.messages) == told
 
 
 # ---------------------------------------------------------------------- resuming

@@ -16,7 +16,7 @@ from ..equation.learning_rate import LearningRate
 from .newest import REMEMBERED, falls_faster, scatter
 from .rates import Rates
 from .rise import Rise
-from .verdict import Verdict, cause_of, reason_of
+from .verdict import Verdict, reason_of
 
 __all__ = ["Patience", "Verdict"]
 
@@ -68,9 +68,9 @@ class Patience:
     *The learning rate.* Nearly every fine-tuning decays its rate from the first step to the last,
     so the rule holds while it decays. A plateau before a decay looks like the end, however: while
     one is known to be ahead, price and outlook do not end the run, and only a loss that has turned
-    does. The same holds where the rate is higher than at the best L to which it had fallen, as
-    after a warm restart; a loss that rises there is no sign either. Where nothing foretells the
-    rate, a stop on a plateau means that it is time to decay.
+    does; waiting begins with the decay. Neither ends it where the rate is higher than it had fallen
+    to at the best L, as after a warm restart, and a loss that rises there has not turned. Where
+    nothing foretells the rate, a stop on a plateau means that it is time to decay.
 
     *Ratio.* A plain rule instead: stop once ``ratio`` more has been spent than at the best L, or
     when the loss diverges. On public training runs this gives up too early if the spending at the
@@ -125,11 +125,11 @@ class Patience:
         self.best_ln_L = math.inf
         """Lowest ln L so far, infinite before the first finite one."""
         self._ln_f_at_best: float | None = None
-        self._spent_at_best: float | None = None
         self._since_best = 0
+        self._start: list[Any] = []  # of waiting: ln f and spent there, and validations since
         self._recent: list[float] = []  # ln T, newest last
         self._history: list[list[float]] = []  # [spent, ln T], as far back as "then" can reach
-        self._rise = Rise()
+        self._loss = Rise()
         self._rates = Rates()
 
     def update(
@@ -164,82 +164,97 @@ class Patience:
         if math.isnan(ln_f) or ln_f == math.inf:
             raise ValueError(f"ln_f: expected a number, got {ln_f!r}; check the formula's factors.")
         rate = learning_rate or LearningRate()
-        ln_L = ln_T + ln_f
-        improved = self._keep_best(ln_L, ln_f, spent)
-        assert self._ln_f_at_best is not None
-        # -inf - -inf is NaN
-        paid = 0.0 if ln_f == self._ln_f_at_best else ln_f - self._ln_f_at_best
-        if math.isfinite(ln_T):
-            self._recent = [*self._recent[1 - REMEMBERED :], float(ln_T)]
-        noise, n = scatter(self._recent)
-        luck = self.certainty * noise * (1 + 2 / n) if n else self.tolerance
-        luck = luck if self.certainty else 0.0
+        improved = self._keep_best(ln_T + ln_f, ln_f)
+        noise, luck = self._noise(ln_T)
+        self._watch_the_loss(ln_T, noise, rate, improved)
+        ahead = self._ahead(rate)
+        plateau = rate.decay == "ahead" and bool(ahead)
+        self._count_waiting(ln_f, spent, anew=improved or plateau)
+        if plateau:
+            self._history = []  # what it bought bounds nothing
 
-        expected = self._rates.rose_since_lowest(rate)
-        lowest = self._rise.update(ln_T, self.tolerance + self.certainty * noise, expected)
-        self._rates.take_in(rate, best=improved, lowest=lowest)
-
-        waited, patience, outlook = paid, self.tolerance + luck, None
+        start_ln_f, start_spent, waits = self._start
+        waited, patience, outlook = _rise(ln_f, start_ln_f), self.tolerance + luck, None
         if self.ratio is not None:
-            assert spent is not None
-            waited, patience = _ln_ratio(spent, self._spent_at_best), math.log1p(self.ratio)
+            waited, patience = _ln_ratio(spent, start_spent), math.log1p(self.ratio)
         elif spent is not None and planned is not None and math.isfinite(ln_T):
             bought = self._bought(float(spent), float(planned), float(ln_T))
             if bought is not None and ln_f_at_end is not None:
-                outlook = bought - (ln_f_at_end - ln_f) - (ln_L - self.best_ln_L) + luck
+                lost = ln_T + ln_f - self.best_ln_L
+                outlook = bought - (ln_f_at_end - ln_f) - lost + luck
                 outlook = None if math.isnan(outlook) else outlook
 
-        enough = self._since_best >= self.validations
+        enough = waits >= self.validations
         verdict = Verdict(
-            stop=False,
             improved=improved,
-            paid=paid,
+            paid=_rise(ln_f, self._ln_f_at_best),
             waited=waited,
             patience=patience,
             outlook=outlook,
             validations=self._since_best,
             noise=noise,
-            rise=ln_T - self._rise.lowest,
+            rise=ln_T - self._loss.lowest,
             impatient=enough and waited >= patience,
             hopeless=enough and outlook is not None and outlook < self.tolerance,
             turned=self._turned(),
-            held_back=self._held_back(rate, noise),
+            held_back=ahead or self._held_back(noise),
             of_spending=self.ratio is not None,
         )
-        stop = bool(verdict.turned) or (
-            (verdict.impatient or verdict.hopeless) and not verdict.held_back
-        )
-        verdict = replace(verdict, stop=stop)
-        return replace(verdict, reason=reason_of(verdict), cause=cause_of(verdict))
+        return replace(verdict, reason=reason_of(verdict))
+
+    def _noise(self, ln_T: float) -> tuple[float, float]:
+        """Take in a loss; return one validation's standard deviation, and the luck to allow for."""
+        if math.isfinite(ln_T):
+            self._recent = [*self._recent[1 - REMEMBERED :], float(ln_T)]
+        noise, n = scatter(self._recent)
+        if not self.certainty:
+            return noise, 0.0
+        return noise, self.certainty * noise * (1 + 2 / n) if n else self.tolerance
+
+    def _watch_the_loss(self, ln_T: float, noise: float, rate: LearningRate, best: bool) -> None:
+        expected = self._rates.rose_since_lowest(rate)
+        margin = self.tolerance + self.certainty * noise
+        lowest = self._loss.update(ln_T, margin, expected=expected)
+        self._rates.take_in(rate, best=best, lowest=lowest)
+
+    def _count_waiting(self, ln_f: float, spent: float | None, *, anew: bool) -> None:
+        """Count a validation; anew from the best L, and from where a decay is no longer ahead."""
+        if anew or not self._start:
+            self._start = [float(ln_f), None if spent is None else float(spent), 0]
+        if not anew:
+            self._start[2] += 1
 
     def _turned(self) -> str:
         """How the held-out loss has turned, in words; empty where it has not."""
-        if self._rise.diverges:
+        if self._loss.diverges:
             return "diverging"
-        return "rising beyond noise" if self._rise.is_beyond_noise and not self.ratio else ""
+        return "rising beyond noise" if self._loss.is_beyond_noise and not self.ratio else ""
 
-    def _held_back(self, rate: LearningRate, noise: float) -> str:
-        """Why price and outlook may not end the run now, in words; empty where they may."""
-        if not self.while_decaying:
-            if rate.decay == "ahead":
-                return "a decay of the learning rate is still ahead"
-            if self._rates.rose_since_best(rate) and rate.decay != "over":
-                return "the learning rate is higher again than at the best L"
+    def _ahead(self, rate: LearningRate) -> str:
+        """What of the learning rate is still to come, in words; empty where nothing, or unknown."""
+        if self.while_decaying:
+            return ""
+        if rate.decay == "ahead":
+            return "a decay of the learning rate is still ahead"
+        if self._rates.rose_since_best(rate) and rate.decay != "over":
+            return "the learning rate is higher again than at the best L"
+        return ""
+
+    def _held_back(self, noise: float) -> str:
+        """What makes the past no guide to the rest, in words; empty where it is one."""
         if self.ratio is None and falls_faster(self._recent, self._since_best, noise):
             return "the loss falls faster than before"
         return ""
 
-    def _keep_best(self, ln_L: float, ln_f: float, spent: float | None) -> bool:
+    def _keep_best(self, ln_L: float, ln_f: float) -> bool:
         """Keep this validation as the best if it is; return whether it is."""
         improved = ln_L < self.best_ln_L
         if improved:
             self.best_ln_L = float(ln_L)
-            self._since_best = 0
-        else:
-            self._since_best += 1
-        # Without a finite L so far, waiting starts at the first validation.
+        self._since_best = 0 if improved else self._since_best + 1
+        # Without a finite L so far, the price counts from the first validation.
         if improved or self._ln_f_at_best is None:
-            self._ln_f_at_best, self._spent_at_best = float(ln_f), spent
+            self._ln_f_at_best = float(ln_f)
         return improved
 
     def _bought(self, spent: float, planned: float, ln_T: float) -> float | None:
@@ -263,11 +278,11 @@ class Patience:
             "lscore_patience": 1,
             "best_ln_L": self.best_ln_L,
             "ln_f_at_best": self._ln_f_at_best,
-            "spent_at_best": self._spent_at_best,
             "since_best": self._since_best,
+            "start": list(self._start),
             "recent": list(self._recent),
             "history": [list(p) for p in self._history],
-            "rise": self._rise.state_dict(),
+            "loss": self._loss.state_dict(),
             "rates": self._rates.state_dict(),
         }
 
@@ -285,19 +300,24 @@ class Patience:
         self.best_ln_L = float(state["best_ln_L"])
         at_best = state["ln_f_at_best"]
         self._ln_f_at_best = None if at_best is None else float(at_best)
-        spent = state.get("spent_at_best")
-        self._spent_at_best = None if spent is None else float(spent)
         self._since_best = int(state["since_best"])
+        # A checkpoint of an earlier version waits from its best L, and lacks the rest.
+        earlier = [at_best, state.get("spent_at_best"), self._since_best]
+        self._start = list(state.get("start", [] if at_best is None else earlier))
         self._recent = [float(x) for x in state["recent"]]
         self._history = [[float(x) for x in p] for p in state["history"]]
-        # A checkpoint of an earlier version has neither, and begins to count here.
-        self._rise, self._rates = Rise(), Rates()
-        if "rise" in state:
-            self._rise.load_state_dict(state["rise"])
+        self._loss, self._rates = Rise(), Rates()
+        if "loss" in state:
+            self._loss.load_state_dict(state["loss"])
             self._rates.load_state_dict(state["rates"])
 
 
-def _ln_ratio(now: float, before: float | None) -> float:
+def _rise(now: float, before: float | None) -> float:
+    """Return now - before, 0 where they are equal or there is none before."""
+    return 0.0 if before is None or now == before else now - before  # -inf - -inf is NaN
+
+
+def _ln_ratio(now: float | None, before: float | None) -> float:
     """Return ln(now / before), infinity if nothing was spent before."""
     if now == before or not now or before is None:
         return 0.0

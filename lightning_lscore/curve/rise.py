@@ -24,7 +24,7 @@ class Rise:
         self._above = 0
         self._diverging = 0
 
-    def update(self, ln_T: float, margin: float, expected: bool) -> bool:
+    def update(self, ln_T: float, margin: float, *, expected: bool) -> bool:
         """Take in one validation; return whether its loss is the lowest so far.
 
         Args:

@@ -12,13 +12,12 @@ from ..equation.safe_numbers import percent, readable
 class Verdict:
     """What a validation did to the patience. Prices and patience in nats (0.01 = 1 % of L)."""
 
-    stop: bool
     improved: bool
     """Whether this validation has the lowest L so far."""
     paid: float
     """By how much the price ln f has risen since the best L."""
     waited: float
-    """The same as ``paid``; with a ratio, by how much ln spending has risen."""
+    """The same as ``paid``, or since a decay was last ahead; with a ratio, of ln spending."""
     patience: float
     """How much of ``waited`` is accepted at this noise."""
     outlook: float | None
@@ -41,20 +40,24 @@ class Verdict:
     """Whether spending was waited in, not the price."""
     reason: str = ""
     """The verdict as a sentence."""
-    cause: str = ""
-    """Why the run is to stop, in a few words; empty where it goes on."""
 
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to stop."""
+        gives_up = (self.impatient or self.hopeless) and not self.held_back
+        return bool(self.turned) or gives_up
 
-def cause_of(verdict: Verdict) -> str:
-    """Return why a run is to stop in a few words; empty where it goes on."""
-    if not verdict.stop:
-        return ""
-    if verdict.turned:
-        return f"held-out loss {verdict.turned}"
-    if verdict.hopeless:
-        return "the rest of the plan cannot pay"
-    what = "spending" if verdict.of_spending else "price"
-    return f"{what} up {_percent(verdict.waited)} without a better L"
+    @property
+    def cause(self) -> str:
+        """Why the run is to stop, in a few words; empty where it goes on."""
+        if not self.stop:
+            return ""
+        if self.turned:
+            return f"held-out loss {self.turned}"
+        if self.hopeless:
+            return "the rest of the plan cannot pay"
+        what = "spending" if self.of_spending else "price"
+        return f"{what} up {_percent(self.waited)} without a better L"
 
 
 def reason_of(verdict: Verdict) -> str:
@@ -73,10 +76,10 @@ def reason_of(verdict: Verdict) -> str:
             f", while the {'spending' if verdict.of_spending else 'price'} rose by "
             f"{_percent(verdict.waited)} of {_percent(verdict.patience)} accepted"
         )
-    if not (verdict.impatient or verdict.hopeless):
-        return f"{text}."
     if verdict.held_back:
         return f"{text}; {verdict.held_back}, so the run goes on."
+    if not (verdict.impatient or verdict.hopeless):
+        return f"{text}."
     return f"{text}: more spending does not pay."
 
 

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Callable
 
-from ..record.file import RECORD_FILE, append_record, records_since
+from ..curve.patience import Patience
+from ..record.file import RECORD_FILE, append_record, read_records, records_since
 from ..record.record import Record
+from ..show.replay import Replay, replay
 from . import processes
 from .state import RunState
 
@@ -55,3 +57,13 @@ class Ledger:
                 f"cannot tell from {path} what the run lost since its checkpoint ({error}); "
                 "training goes on. Check the file: it may be another program's."
             )
+
+    def replay(self, run: str) -> Replay | None:
+        """Return where the shipped rule would have stopped the run; None if nowhere, or unknown."""
+        if (path := self.path) is None or not os.path.exists(path):
+            return None
+        try:
+            records = [r for r in read_records(path) if r.run == run]
+            return replay(records, Patience()) if records else None
+        except (OSError, ValueError):  # a formula whose functions are not in the record
+            return None

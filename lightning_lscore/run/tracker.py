@@ -451,6 +451,14 @@ class Tracker:
             learning_rate=record.learning_rate,
         )
 
+    def look_back(self) -> None:
+        """Tell when ``CostEarlyStopping()`` would have stopped the run, where it would have.
+
+        From the record, on the process that keeps it; without one nothing is told.
+        """
+        if (found := self._ledger.replay(self._state.id)) is not None and found.saved > 0:
+            self._tell(f"LScore: CostEarlyStopping() {found}.")
+
     def _exchange(self, source: str) -> tuple[Evaluation | None, dict[str, float]]:
         """Sum the evaluation, and in training the spending, over all processes."""
         segment, held_out = self._segment, {f"set {i}": h for i, h in enumerate(self._held_out)}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..curve.patience import Patience
 from ..equation.factor import TRAINING_TIME, Factor
 from ..equation.formula import Formula
 from ..equation.safe_numbers import exp
@@ -15,16 +16,23 @@ from ..record.record import Record
 from .cells import adding_up, amount, columns, percent_change
 from .device_table import device_table
 from .equation_in_words import exchange_rates
+from .replay import hindsight
 from .tables import expectation
 
 
-def explain_run(records: Sequence[Record], start: int | None = None, end: int | None = None) -> str:
+def explain_run(
+    records: Sequence[Record],
+    start: int | None = None,
+    end: int | None = None,
+    patience: Patience | None = None,
+) -> str:
     """What moved L in a run: the part of T and of each factor between validations.
 
     Args:
         records: of one run, under one formula; at least one.
         start: step of the validation to begin with. Default: first to best L, and best to last.
         end: step of the validation to end with. Default: the last one.
+        patience: the rule that is replayed, new. Default: that of ``CostEarlyStopping()``.
 
     Raises:
         ValueError: if no validation is at such a step, or none has an L.
@@ -54,6 +62,7 @@ def explain_run(records: Sequence[Record], start: int | None = None, end: int | 
     tables = [_between(formula, a, b, best) for a, b in ways] or [_at_one(formula, stops[0])]
     for table in tables:
         text += [table, ""]
+    text += [hindsight(records, patience or Patience()), ""]
     text.append(idle_cost(formula, last))
     if said := expectation(last):
         text.append(f"{said[0].upper()}{said[1:]}{'' if said.endswith('.') else '.'}")

@@ -174,7 +174,13 @@ def test_before_a_decay_it_says_why_it_goes_on_and_remembers():
         verdict = patience.update(ln_T=3.0, ln_f=0.01 * i, learning_rate=AHEAD)
     assert not verdict.stop
     assert "a decay of the learning rate is still ahead, so the run goes on" in verdict.reason
-    assert patience.update(ln_T=3.0, ln_f=0.11, learning_rate=UNDER_WAY).stop
+    # What was paid before is not held against the decay, which gets two validations to show.
+    first, second = (
+        patience.update(ln_T=3.0, ln_f=ln_f, learning_rate=UNDER_WAY) for ln_f in (0.10, 0.11)
+    )
+    assert (first.stop, second.stop) == (False, True)
+    assert second.waited == pytest.approx(0.02)
+    assert second.paid == pytest.approx(0.11)
 
 
 @pytest.mark.parametrize(("rate", "stop"), [(AHEAD, None), (UNDER_WAY, 3), (OVER, 3), (None, 3)])
@@ -281,7 +287,7 @@ def test_before_its_noise_is_known_a_run_gets_one_more_tolerance():
 def test_a_state_of_an_earlier_version_is_taken():
     old = Patience()
     feed(old, [(3.0, 0.001)] * 3)
-    state = {k: v for k, v in old.state_dict().items() if k not in ("rise", "rates")}
+    state = {k: v for k, v in old.state_dict().items() if k not in ("loss", "rates", "start")}
     patience = Patience()
     patience.load_state_dict(state)
     assert patience.best_ln_L == old.best_ln_L

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lscore.curve.calibrate import calibrate
+from lightning_lscore.curve.patience import Patience
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
 from lightning_lscore.equation.measurements import Measurements
@@ -216,3 +217,12 @@ def test_a_calibration_is_told_as_exchange_rates_with_their_intervals():
         in text
     )
     assert text.count("Warning: ") == len(found.warnings) > 0
+
+
+def test_a_run_is_replayed_under_the_rule():
+    """Its own where one is given."""
+    worse = [record(i, 20.0 if i < 5 else 20.0 * 1.2 ** (i - 4)) for i in range(1, 9)]
+    text = explain_run(worse)
+    assert "CostEarlyStopping would have stopped at step 3 (price up" in text
+    late = explain_run(worse, patience=Patience(ratio=0.5))
+    assert re.search(r"at step \d \(spending up [0-9.]+ % without a better L\)", late)
