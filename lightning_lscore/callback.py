@@ -219,7 +219,7 @@ class LScore(Callback):
         tracker.start(
             trainer.model,
             device_mesh=pl_module.device_mesh,  # None without ModelParallelStrategy
-            batches_per_epoch=trainer.num_training_batches,
+            batches_per_epoch=lambda: trainer.num_training_batches,
             loaders=trainer.train_dataloader,
         )
         tracker.resume()
@@ -243,6 +243,9 @@ class LScore(Callback):
         batch_idx: int,
     ) -> None:
         self.tracker.count(batch)  # type: ignore[union-attr]  # at every step: no detour
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tracker.end_epoch()  # the loader may be made again
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker = self._tracker
@@ -351,10 +354,13 @@ class LScore(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a checkpoint's run in the fit that begins; validating it leaves a run alone.
 
+        In the middle of a fit, where a search for a batch size or a rate puts back what it saved,
+        the counts go on: what was spent is spent.
+
         Raises:
             ValueError: if it is not a state that LScore saves.
         """
-        if self._stage == "fit":
+        if self._stage == "fit" and not self._tracker.is_training:
             self._tracker.load_state_dict(state_dict)
             self._logged.names.moved.update(state_dict.get("names", {}))
 

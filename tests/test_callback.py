@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import LENGTH, VOCABULARY, HuggingFaceLM, PlainLM, loader, reference_perplexity
 from fake_nvml import OTHER_UUID, Draws, FakeGpu, FakeNvml
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
@@ -702,6 +702,63 @@ def test_a_given_formula_has_no_plan_that_could_be_wrong(trainer):
     how = lscore.last_record.assumptions["plan"]
     assert how.startswith("10 micro-batches to come, from max_steps=10, unless the data")
     assert how.endswith("for forecasts alone, the formula was given")
+
+
+class Grown(PlainLM):
+    """Its batches grow from epoch to epoch, of the same eight rows."""
+
+    def train_dataloader(self):
+        return loader(8, batch=(1, 2, 4)[self.trainer.current_epoch])
+
+    def val_dataloader(self):
+        return loader(4)
+
+
+@pytest.mark.parametrize("interval", [0.5, 1.0])
+def test_epochs_are_counted_where_loaders_are_made_again(interval, trainer, tmp_path):
+    """Three, of eight batches, four and two; and so the validations in between."""
+    t = trainer(
+        LScore(BY_TOKENS), max_epochs=3, reload_dataloaders_every_n_epochs=1,
+        val_check_interval=interval,
+    )  # fmt: skip
+    t.fit(Grown())
+    epochs = [record.measurements.epochs for record in read_records(tmp_path)]
+    assert epochs == [interval * n for n in range(1, int(3 / interval) + 1)]
+
+
+def test_the_plan_and_the_epochs_are_those_of_the_batch_size_that_was_found(trainer):
+    """Lightning tries sizes in fits of its own, and puts back the state that it saved."""
+
+    class OfASize(PlainLM):
+        batch_size = 1
+
+        def train_dataloader(self):
+            return loader(8, batch=self.batch_size)
+
+        def val_dataloader(self):
+            return loader(4)
+
+    lscore, model = LScore(), OfASize()
+    finder = BatchSizeFinder(max_trials=2, steps_per_trial=1, init_val=1)
+    trainer(lscore, finder, max_epochs=3).fit(model)
+    assert model.batch_size == 2
+    record = lscore.last_record
+    assert (record.batch, record.measurements.epochs) == (12, 3)
+    assert record.formula["D"]["reference"] == record.measurements.tokens == 3 * 8 * LENGTH
+
+
+def test_a_state_that_is_put_back_in_the_middle_of_a_fit_leaves_the_counts(trainer):
+    """As a search for a rate or a batch size does: what was spent is spent."""
+
+    class PutsBack(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                self.state = lscore.state_dict()
+            lscore.load_state_dict(self.state)
+
+    lscore = LScore(BY_TOKENS)
+    trainer(lscore, PutsBack(), max_epochs=2).fit(PlainLM(), loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 2 * 8 * LENGTH
 
 
 class StopsAt(pl.Callback):

@@ -60,7 +60,7 @@ def everything(
     devices = segment.devices.described
     return together(
         held_out(evaluation),
-        data(spending, steps, spending.epochs if segment.has_epochs else None),
+        data(spending, steps, spending.epochs if segment.epochs.known else None),
         model(spending, parameters, segment.arithmetic.convention),
         time(spending, devices),
         hardware(spending, devices, segment.missing()),
@@ -104,7 +104,7 @@ def data(spending: Spending, steps: int, epochs: float | None) -> Part:
         # A sum over resumes rounds in its last digits, where a run without them does not.
         "epochs": _found(
             None if epochs is None else round(epochs, 9),
-            "measured: batches / batches an epoch",
+            "measured: batches / batches of each epoch",
             "the data has no length",
         ),
     }

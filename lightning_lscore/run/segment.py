@@ -16,6 +16,7 @@ from ..hardware.devices import Devices
 from ..model.tokens import TokenCounter
 from .arithmetic import Arithmetic
 from .clock import Clock
+from .epochs import Epochs
 from .spending import Spending
 
 READING_SECONDS = 0.5
@@ -32,7 +33,7 @@ class Segment:
         before: what all processes had spent when the segment began.
         ranks: how many processes train together, each on batches of its own.
         counts: False on a peer of tensor parallelism, whose batches another process counts.
-        batches_per_epoch: of one process; infinite if the training set has no length.
+        batches_per_epoch: of one process, see :class:`Epochs`.
         arithmetic: what the model needs for a token, and since when.
         count_tokens, loaders, model: see :class:`TokenCounter`, as for the next two.
         tell: called with how tokens were found.
@@ -49,7 +50,7 @@ class Segment:
         before: Spending,
         ranks: int,
         counts: bool = True,
-        batches_per_epoch: float = math.inf,
+        batches_per_epoch: float | Callable[[], float] = math.inf,
         arithmetic: Arithmetic,
         count_tokens: Callable[[Any], int] | None = None,
         loaders: Any = None,
@@ -68,7 +69,7 @@ class Segment:
         self._before = before
         self._ranks = ranks
         self._counts = counts
-        self._batches_per_epoch = max(1, batches_per_epoch)
+        self.epochs = Epochs(batches_per_epoch)
         self._settled = before  # by all processes, at their last exchange
         self._mine_then = Spending()
         self._price = price_per_device_hour
@@ -82,11 +83,6 @@ class Segment:
         """Continue the clocks and the sampler."""
         self._clock.resume()
         self.devices.sampler.resume()
-
-    @property
-    def has_epochs(self) -> bool:
-        """Whether the training set has a length."""
-        return self._batches_per_epoch < math.inf
 
     @property
     def batches(self) -> int:
@@ -134,6 +130,10 @@ class Segment:
             self.tokens.add_counted(tokens)
             self.arithmetic.end_step({0: tokens})
 
+    def end_epoch(self) -> None:
+        """Mark the end of an epoch: the next may have another length."""
+        self.epochs.end(self.tokens.batches)
+
     def look(self) -> None:
         """Look whether the model has changed since the validation before. Once for each."""
         with self.uncharged():
@@ -175,7 +175,7 @@ class Segment:
             model_flops=self.arithmetic.total(self.tokens.by_length),
             batches=self.tokens.batches,
             uncounted_batches=self.tokens.uncounted,
-            epochs=self.tokens.batches / self._batches_per_epoch,
+            epochs=self.epochs.after(self.tokens.batches),
             train_seconds=seconds,
             wall_seconds=self._wall.seconds,
             device_seconds=device_seconds,

@@ -28,6 +28,7 @@ from ..record.record import Record
 from . import processes
 from .architecture import Architecture
 from .arithmetic import Arithmetic
+from .epochs import Epochs
 from .ledger import Ledger
 from .options import Options
 from .own_measures import OwnMeasure, values_of
@@ -207,7 +208,7 @@ class Tracker:
         model: nn.Module | None = None,
         *,
         device_mesh: Any = None,
-        batches_per_epoch: float = math.inf,
+        batches_per_epoch: float | Callable[[], float] = math.inf,
         loaders: Any = None,
     ) -> None:
         """Begin to count, from what was restored; :meth:`training` does so by itself. Collective.
@@ -215,7 +216,8 @@ class Tracker:
         Args:
             model: as the strategy has wrapped it. Default: that of the constructor.
             device_mesh: of a strategy with tensor parallelism.
-            batches_per_epoch: of one process; infinite if the training set has no length.
+            batches_per_epoch: of one process, or a function that tells them as they are now;
+                infinite if the training set has no length.
             loaders: the training loaders, where one batch holds those of several.
         """
         if self._segment is not None:
@@ -229,7 +231,8 @@ class Tracker:
         if self._resumed:
             self._ledger.count_lost(state)
         if options.given_formula is None:
-            state.shape = epoch_shape(loaders, batches_per_epoch, options.count_tokens)
+            length = Epochs(batches_per_epoch).length
+            state.shape = epoch_shape(loaders, length, options.count_tokens)
         self._note_the_plan()
         devices = find_devices(
             model,
@@ -321,6 +324,11 @@ class Tracker:
                 "`with tracker.training():`."
             )
         self._segment.count(batch, tokens)
+
+    def end_epoch(self) -> None:
+        """Tell that an epoch ends, where the next may have other batches."""
+        if self._segment is not None:
+            self._segment.end_epoch()
 
     # ------------------------------------------------------------------ evaluation
 
