@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .equation.formula import Formula
 from .heldout.capture import Capture, ChooseLoss
 from .heldout.held_out import HeldOut
-from .heldout.repeated_samples import repeated_samples
+from .heldout.repeated_samples import repeated_samples, uncorrected
 from .logged import Logged
 from .packages import Callback
 from .plan import ended_early, plan_of
@@ -284,6 +284,8 @@ class LScore(Callback):
         self._tracker.device = trainer.strategy.root_device
         self._capture.attach(pl_module)
         self._loaders = _validation_loaders(trainer)
+        for sentence in uncorrected(self._loaders):
+            self._tracker.warn_once(sentence)
         self._held_out = self._tracker.start_evaluation(len(self._loaders))
 
     def on_validation_batch_start(

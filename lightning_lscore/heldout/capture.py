@@ -34,6 +34,7 @@ from .loss_call import IGNORED, LossCall, LossCalls
 from .nothing_found import nothing_found, refuse_classes
 from .own_loss import ChooseLoss, OwnLoss
 from .step import Step, is_of_rows
+from .text_rows import is_text, with_joined
 from .ways import (
     Found,
     LogitsAndLabels,
@@ -83,6 +84,7 @@ class Capture:
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
         self._step: Step | None = None
+        self._looked: set[tuple[Any, ...]] = set()  # forms of labels that are known to be text
 
     @property
     def guessed(self) -> bool:
@@ -118,7 +120,7 @@ class Capture:
         self.detach()
         self._mesh = getattr(module, "device_mesh", None)
         self._ignored.look_into(module)
-        self._losses.attach(self._mesh)
+        self._losses.attach(module, self._mesh)
         if self._function is not None or self._own_loss.declared:
             return
         models = language_models(module)
@@ -189,13 +191,13 @@ class Capture:
         losses = of_size(self._losses.heard, found.labels)
         labels, ignored = self._ignored.mark(found.labels, losses)
         call = step.call
-        read = [None if call is None else call.tokens, *self._losses.read]
+        read = [None if call is None else call.tokens, *with_joined(self._losses.read)]
         read += [find_tokens(step.batch), *_others(step.batch, found.labels)]
         shifted, how = self._alignment.of_found(
             found.values, labels, read, call, losses, loss if found.values.ndim else None
         )
-        if not self._declared and (self.guessed or how.startswith("one pred")):
-            refuse_classes(found.values)
+        if not self._declared:
+            self._is_language(found.values, labels, read)
         self.source = f"{found.source}; {how}; {ignored}"
         step.hand_on(
             found.values,
@@ -204,6 +206,28 @@ class Capture:
             is_nll=found.values.ndim == 0,
             came_shifted=shifted,
         )
+
+    def _is_language(self, values: Tensor, labels: Tensor, read: list[Tensor | None]) -> None:
+        """Refuse, or doubt, labels that are no text; looked up once for each form."""
+        form = (*values.shape[1:], *labels.shape[1:])
+        if form in self._looked or not values.ndim:
+            return
+        known = is_text(labels.masked_fill(labels == self._ignored.index, IGNORED), read)
+        if not known:
+            refuse_classes(values, [t for t in self._losses.read if t.ndim == 2])
+        if known is False and not self.guessed:
+            self._doubt_text()
+        if known is not None:
+            self._looked.add(form)
+
+    def _doubt_text(self) -> None:
+        doubt = (
+            "scores labels that are neither the tokens that the model read nor those after them. If"
+            " it predicts something else than the next token, as a masked model does, this is no "
+            "perplexity. LScore(logits_and_labels=function) says what counts."
+        )
+        if doubt not in self._own_loss.doubts:
+            self._own_loss.doubts.append(doubt)
 
     def _after_teacher(self, call: Call) -> None:
         self._losses.leave()
@@ -239,6 +263,14 @@ class Capture:
             return
         values = call.logits
         shifted, how = self._alignment.of_call(call, labels, losses)
+        if not (self._declared or call.shifted or (name,) in self._looked):
+            text = is_text(
+                labels.masked_fill(labels == self._ignored.index, IGNORED), [call.tokens]
+            )
+            if text is False:
+                self._doubt_text()
+            if text is not None:
+                self._looked.add((name,))
         labels = self._shifted(labels, shifted)
         if values is None:
             try:

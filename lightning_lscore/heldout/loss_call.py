@@ -10,7 +10,7 @@ in embeddings, because labels are text if they continue what the model reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,7 +25,7 @@ from .stand_in import StandIn
 IGNORED = -100
 """Label of the rows of a loss call that do not count."""
 
-_REDUCTIONS = ("none", "mean", "sum")  # by torch's own numbers
+_NOT_REDUCED = 0  # torch's number of reduction="none"
 
 
 @dataclass(eq=False)
@@ -38,8 +38,8 @@ class LossCall:
     """Size of the vocabulary."""
     ignore_index: int
     """What the call was told to ignore."""
-    reduction: str
-    """none, mean or sum."""
+    values: Tensor | None = None
+    """What the call returned if it was told to reduce nothing, like the labels."""
     measure: Callable[[], Tensor] | None = None
     """Returns the NLL of the rows, and holds their logits until then."""
 
@@ -71,6 +71,8 @@ class LossCalls:
         """Token ids that were looked up in an embedding."""
         self.padding = -1
         """Padding index of an embedding that has one, or -1."""
+        self.logged: list[Any] = []
+        """What the step logged."""
         self._ignore_index = ignore_index
         self._compile = compile
         self._mesh: Any = None
@@ -82,9 +84,13 @@ class LossCalls:
         fresh = LossCalls(self._ignore_index, self._compile)
         return vars(fresh)  # a copy does not listen
 
-    def attach(self, mesh: Any = None) -> None:
-        """Listen to this process, until :meth:`detach`."""
+    def attach(self, module: Any = None, mesh: Any = None) -> None:
+        """Listen to this process, and to what a module logs, until :meth:`detach`."""
         self._mesh = mesh
+        # torch.compile would trace the stand-in for a method of a module that it compiles.
+        if hasattr(module, "log") and getattr(module, "_compiler_ctx", None) is None:
+            self._leave.append(StandIn.of(module, "log").join(self._on_log))
+            self._leave.append(StandIn.of(module, "log_dict").join(self._on_log))
         for owner, name, listener in (
             (torch._C._nn, "cross_entropy_loss", self._on_loss),
             (torch._C._nn, "nll_loss_nd", self._on_loss),
@@ -105,7 +111,8 @@ class LossCalls:
 
     def forget(self) -> None:
         """Release all tensors, and hear nothing."""
-        self.heard, self.read, self._inside, self._listening = [], [], [], False
+        self.heard, self.read, self.logged, self._inside = [], [], [], []
+        self._listening = False
 
     def enter(self) -> None:
         """Tell that the forward pass of a language model begins."""
@@ -135,6 +142,12 @@ class LossCalls:
             self.read.append(args[1])
             self.padding = args[2] if len(args) > 2 and args[2] >= 0 else self.padding
 
+    def _on_log(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._listening:
+            given = (*args, *kwargs.values())
+            for value in given:
+                self.logged += value.values() if isinstance(value, Mapping) else [value]
+
     def _on_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._listening or len(args) < 5:
             return  # torch.nn.functional gives all of them by position
@@ -152,9 +165,8 @@ class LossCalls:
         if not counts_here(self._mesh, part):
             counted = torch.full_like(counted, IGNORED)
         self.settle()
-        self.heard.append(
-            LossCall(counted, rows.shape[-1], ignore, _REDUCTIONS[reduction], measure)
-        )
+        values = output if reduction == _NOT_REDUCED else None
+        self.heard.append(LossCall(counted, rows.shape[-1], ignore, values, measure))
         if not self._inside:
             self.settle()
 

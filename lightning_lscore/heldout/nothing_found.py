@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -39,13 +39,17 @@ def nothing_found(outputs: Any, has_models: bool, refused: str) -> NoLanguageMod
     )
 
 
-def refuse_classes(logits: Tensor) -> None:
+def refuse_classes(logits: Tensor, read: Sequence[Tensor]) -> None:
     """Raise the error for logits of classes, which belong to no language model.
 
     Args:
-        logits: found beside labels that nothing shows to be text; or a scalar NLL.
+        logits: found beside labels that nothing shows to be text.
+        read: tokens that the model read; larger ones than there are classes are not predicted.
     """
-    if logits.ndim == 2 or (logits.ndim == 3 and logits.shape[-1] < FEWEST_WORDS):
+    classes = logits.shape[-1]
+    few = logits.ndim == 3 and classes < FEWEST_WORDS
+    others = bool(read) and all(bool((tokens >= classes).any()) for tokens in read)
+    if logits.ndim == 2 or few or others:
         raise NoLanguageModel(
             f"expected logits [batch, time, vocabulary] of {FEWEST_WORDS} words or more, or labels "
             f"that continue what the model read, got logits {list(logits.shape)} and labels that do"

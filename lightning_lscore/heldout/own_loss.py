@@ -53,12 +53,13 @@ class OwnLoss:
         for text in texts or ():
             nll, labels = text.rows(heard)
             how, stated = self._words(text), heard[text.calls[0]]
-            if stated.reduction == "none":
-                labels, remark, doubt = without_masked(
-                    nll, labels, batch, returned_loss(outputs), losses.padding
-                )
-                how += remark
-                self._doubt(doubt)
+            values = text.values(heard)
+            if values is not None:
+                losses_known = [returned_loss(outputs), *losses.logged]
+                kept = without_masked(values, labels, batch, losses_known, losses.padding)
+                labels = kept.labels
+                how += f", without {kept.left_out}" if kept.left_out else ""
+                self._doubt(kept.doubt)
             if repeated and (tokens is None or len(labels) != len(tokens)):
                 self._doubt(
                     "could not find the samples that the sampler repeated among the rows of the "

@@ -70,6 +70,11 @@ class Text(NamedTuple):
         nll = self.layout([call.nll for call in chosen], self.size)
         return nll, self.layout([call.labels for call in chosen], self.size)
 
+    def values(self, heard: Sequence[LossCall]) -> Tensor | None:
+        """Return what the calls returned, [B, T'], if they reduced nothing."""
+        parts = [part for i in self.calls if (part := heard[i].values) is not None]
+        return self.layout(parts, self.size) if len(parts) == len(self.calls) else None
+
 
 def lay_out(heard: Sequence[LossCall], calls: tuple[int, ...], tokens: Tensor | None) -> Text:
     """Return calls that were chosen, in as many rows as the batch has sequences if that can be."""
@@ -92,12 +97,12 @@ def find_texts(
         read: tokens [B, T] or [T] that the model looked up.
         batch: other integers, in the batch: what equals them in place may be anything's labels.
     """
-    read = _distinct(read)
+    read = with_joined(_distinct(read))
     tokens = _distinct([*read, *batch])
     found: list[Text] = []
-    pending: dict[tuple[int, int, str], list[int]] = {}
+    pending: dict[tuple[int, int, bool], list[int]] = {}
     for i, call in enumerate(heard):
-        chunks = pending.setdefault((call.classes, call.ignore_index, call.reduction), [])
+        chunks = pending.setdefault((call.classes, call.ignore_index, call.values is None), [])
         chunks.append(i)
         text = _fit(heard, (i,), tokens, len(read))
         if len(chunks) > 1 and (text is None or text.fit < Fit.NEXT):
@@ -160,6 +165,21 @@ def fit_of(labels: Tensor, tokens: Tensor, classes: int) -> Fit:
     return Fit.SAME if is_text and after <= 0 and same == 1 else Fit.NONE
 
 
+def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:
+    """Return whether labels [B, T'] are the tokens that were read, in place or the ones after.
+
+    None: nothing was read that could be compared, or no label counts. Waits for the device.
+    """
+    tokens = [t for t in read if t is not None and t.ndim == 2 and len(t) == len(labels)]
+    if labels.ndim != 2 or not tokens or not bool((labels != IGNORED).any()):
+        return None
+    return any(
+        fit_of(labels, t, FEWEST_WORDS) or _share(labels, t[:, : labels.shape[1]]) >= 0.5
+        for t in tokens
+        if t.shape[1] >= labels.shape[1] or fit_of(labels, t, FEWEST_WORDS)
+    )
+
+
 def _share(labels: Tensor, tokens: Tensor) -> float:
     """Return the share of the counted labels that equal the tokens."""
     counted = labels != IGNORED
@@ -181,6 +201,15 @@ def _picked(
         if len(picked) < text.numel() and all(label in rest for label in picked):
             return Text(calls, Fit.PICKED, 1, _one_row, i)
     return None
+
+
+def with_joined(read: Sequence[Tensor]) -> list[Tensor]:
+    """Return what was read, and what was read in parts of equal length as one."""
+    lengths: dict[int, list[Tensor]] = {}
+    for each in read:
+        if each.ndim == 2:
+            lengths.setdefault(each.shape[1], []).append(each)
+    return [*read, *(torch.cat(parts) for parts in lengths.values() if len(parts) > 1)]
 
 
 def _read_to_the_end(read: Sequence[Tensor], batch: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,8 @@ def _outermost_models(
 
 
 def _predicts_next_token(model: Any) -> bool:
-    return model.get_output_embeddings() is not None and "MaskedLM" not in type(model).__name__
+    fills_masks = re.search("MaskedLM|ForPreTraining", type(model).__name__)
+    return model.get_output_embeddings() is not None and fills_masks is None
 
 
 def _reads_tokens(model: Any) -> bool:

@@ -335,6 +335,25 @@ def test_few_words_are_a_vocabulary_where_labels_are_text():
     assert sums(found) == by_hand(Model(4)(rows[:, :-1]), rows[:, 1:])
 
 
+def test_a_tagger_that_returns_its_loss_is_no_language_model():
+    """Its loss says how tags and logits are aligned, and not that they are words."""
+
+    def step(model, b):
+        logits = model(b["input_ids"])[..., :5]
+        loss = F.cross_entropy(logits.flatten(0, 1), b["labels"].flatten())
+        return {"loss": loss, "logits": logits, "labels": b["labels"]}
+
+    tags = {"input_ids": X, "labels": TAGS % 5}
+    with pytest.raises(NoLanguageModel, match="of 32 words or more"):
+        captured(step, tags)
+    many = {"input_ids": X, "labels": TAGS}
+    outputs = lambda m, b: {"logits": m(b["input_ids"]), "labels": b["labels"]}  # noqa: E731
+    assert captured(outputs, many)[1].doubts
+    large = {"input_ids": X + 100, "labels": TAGS}
+    with pytest.raises(NoLanguageModel):
+        captured(lambda m, b: {"logits": m(b["input_ids"])[..., :40], **b}, large, Model(150))
+
+
 # ---------------------------------------------------------------------- what it costs
 
 

@@ -3,9 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
 
-from lightning_lscore.heldout.repeated_samples import repeated_samples
+from lightning_lscore.heldout.repeated_samples import repeated_samples, uncorrected
 
 
 def loaders(n, ranks, size, *, shuffle=False, drop_last=False, drop_last_batch=False):
@@ -106,3 +113,32 @@ def test_a_distributed_sampler_inside_a_batch_sampler_is_seen():
     sampler = DistributedSampler(DATA, num_replicas=2, rank=1, shuffle=False)
     loader = DataLoader(DATA, batch_sampler=BatchSampler(sampler, 2, False))
     assert list(kept(loader)) == [1, 3]
+
+
+def combined(mode, *lengths, ranks=1):
+    samplers = [
+        DistributedSampler(range(n), num_replicas=ranks, rank=0, shuffle=False) for n in lengths
+    ]
+    parts = zip(lengths, samplers, strict=True)
+    return CombinedLoader([DataLoader(range(n), sampler=s) for n, s in parts], mode)
+
+
+REPEATS = {
+    "a shorter loader begins anew": (lambda: combined("max_size_cycle", 4, 8), "max_size_cycle"),
+    "repeats in a batch of several": (lambda: combined("max_size", 5, 8, ranks=2), "Distributed"),
+    "samples are drawn": (
+        lambda: DataLoader(range(4), sampler=RandomSampler(range(4), replacement=True)),
+        "with replacement",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), REPEATS.values(), ids=REPEATS)
+def test_samples_that_count_twice_are_said_where_they_cannot_be_told_apart(make, says):
+    (sentence,) = uncorrected([make()])
+    assert says in sentence
+
+
+def test_nothing_is_said_of_loaders_that_repeat_nothing_or_are_corrected():
+    fine = [combined("max_size", 4, 8), combined("min_size", 4, 8, ranks=2), DataLoader(range(3))]
+    assert uncorrected([*fine, *loaders(5, 2, 2), [1, 2]]) == []
