@@ -10,7 +10,12 @@ from .measures import MEASURES, check_measure
 from .safe_numbers import as_number, exp, short
 
 # Constant during a run; everything else that a factor charges for grows.
-_OF_THE_MODEL = ("trainable_parameters", "total_parameters", "flops_per_token")
+_OF_THE_MODEL = (
+    "trainable_parameters",
+    "total_parameters",
+    "active_parameters",
+    "flops_per_token",
+)
 # Training time, whose idle share is known.
 TRAINING_TIME = ("train_hours", "device_hours", "cost", "capacity_flops")
 

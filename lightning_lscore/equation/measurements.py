@@ -60,6 +60,7 @@ class Measurements:
 
     trainable_parameters: int | None = None
     total_parameters: int | None = None
+    active_parameters: int | None = None
     flops_per_token: float | None = None
 
     train_hours: float | None = None

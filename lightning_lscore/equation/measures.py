@@ -71,6 +71,9 @@ OF_A_VALIDATION: dict[str, Measure] = {
     ),
     "trainable_parameters": _row("parameters", "parameters with a gradient", "same"),
     "total_parameters": _row("parameters", "all parameters, tied ones once", "same"),
+    "active_parameters": _row(
+        "parameters", "parameters that a token passes: of experts, those it is routed to", "same"
+    ),
     "flops_per_token": _row("FLOP/token", "arithmetic of one training token", logged=False),
     "train_hours": _row("h", "wall time of training, without validation", "max", grows=True),
     "wall_hours": _row(

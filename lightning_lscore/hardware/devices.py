@@ -97,7 +97,8 @@ def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
             return dtype
     sizes = Counter[torch.dtype]()
     for parameter in module.parameters():
-        sizes[parameter.dtype] += parameter.numel()
+        if parameter.dtype.is_floating_point:  # packed weights are unpacked for a product
+            sizes[parameter.dtype] += parameter.numel()
     dtype = str(max(sizes, key=lambda d: sizes[d], default=torch.float32)).removeprefix("torch.")
     tf32 = root.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if dtype == "float32" and tf32 else dtype

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..equation.safe_numbers import as_number
 from .language_models import token_models
-from .parameters import sizes
+from .parameters import sizes, weights
 from .structure import Structure
 
 # FLOP per parameter and token (Kaplan et al. 2020, section 2.1): 2 forward, 2 that pass the
@@ -120,7 +120,7 @@ def flops_of(module: nn.Module) -> FlopsModel:
 def _outside(module: nn.Module) -> float:
     """Return the share of the parameters that belong to no transformers model that reads tokens."""
     whole = sizes(module)
-    inside = {id(p) for model in token_models(module) for p in model.parameters()}
+    inside = {p for model in token_models(module) for p in sizes(model)}
     outside = sum(n for p, n in whole.items() if p not in inside)
     return outside / max(1, sum(whole.values()))
 
@@ -131,10 +131,10 @@ def _per_token(module: nn.Module, models: Sequence[Structure]) -> float:
     for model in models:
         uses.update(model.uses)
         no_backward |= model.no_backward
-    total, whole = 0.0, sizes(module)
-    for p in module.parameters():
+    total = 0.0
+    for weight, n in weights(module):
         flops = _FORWARD
-        if id(p) not in no_backward:
-            flops += _PASS_ON + (_LEARN if p.requires_grad else 0)
-        total += flops * whole[id(p)] * uses.get(id(p), 1.0)
+        if id(weight) not in no_backward:
+            flops += _PASS_ON + (_LEARN if weight.requires_grad else 0)
+        total += flops * n * uses.get(id(weight), 1.0)
     return total

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from .experts import experts_of
+from .parameters import sizes
 from .transformers_config import (
     attention_width,
     layer_config,
     layer_types,
-    number_of_experts,
     setting,
     window_of,
 )
@@ -49,7 +50,7 @@ class Structure:
         layers = self._layers(model, config)
         frozen = _frozen_below(model, layers, learning)
         for layer in layers[:frozen]:
-            self.no_backward.update(id(p) for p in layer.parameters())
+            self.no_backward.update(sizes(layer))
         if frozen:
             self.words.append(f"forward alone in the {frozen} frozen layers below all that learn")
         self._look_ups(model)
@@ -99,14 +100,13 @@ class Structure:
         self.words.append("0 for embeddings that are only looked up")
 
     def _experts(self, model: Any, config: Any) -> None:
-        k = setting(config, "num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
-        for experts, n in _routed(model, config):
-            if k is None or n is None or not 0 < k <= n:
+        for experts in experts_of(model, config):
+            if experts.share is None:
                 self._lack("all experts, as it is not known how many a token needs")
                 continue
-            for p in experts:
-                self.uses[id(p)] = self.uses.get(id(p), 1.0) * k / n
-            self.words.append(f"{k:g} of {n:g} experts")
+            for p in experts.parameters:
+                self.uses[p] = self.uses.get(p, 1.0) * experts.share
+            self.words.append(f"{experts.used:g} of {experts.held:g} experts")
 
     def _attention(self, config: Any, frozen: int) -> None:
         name = type(config).__name__
@@ -143,29 +143,6 @@ def _only_list_of(n: float | None, model: nn.Module) -> list[nn.Module]:
             inside.update(part.modules())
             found.append(part)
     return list(found[0]) if len(found) == 1 else []
-
-
-def _routed(model: nn.Module, config: Any) -> list[tuple[list[nn.Parameter], float | None]]:
-    """Return the parameters of each set of experts, and how many experts it holds.
-
-    Experts are a module of that name, or what there are as many of as the config has experts: a
-    list of modules, or weights [experts, in, out] that are stacked.
-    """
-    n, depth = number_of_experts(config), setting(config, "num_hidden_layers")
-    found: list[tuple[list[nn.Parameter], float | None]] = []
-    inside: set[nn.Module] = set()
-    for name, part in model.named_modules():
-        if part in inside:
-            continue
-        size = len(part) if isinstance(part, nn.ModuleList) else getattr(part, "num_experts", n)
-        is_list = isinstance(part, nn.ModuleList) and size == n != depth
-        if name.endswith(".experts") or is_list:
-            inside.update(part.modules())
-            found.append(([*part.parameters()], size if isinstance(size, int) else n))
-        elif n is not None and not isinstance(part, nn.modules.conv._ConvNd):
-            stacks = [p for p in part.parameters(recurse=False) if p.ndim == 3 and len(p) == n]
-            found += [(stacks, n)] if stacks else []
-    return found
 
 
 def _frozen_below(model: nn.Module, layers: Sequence[nn.Module], learning: set[int]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
+from ..model.experts import active_parameters
 from ..model.flops import FlopsModel, flops_of
 from ..model.parameters import ParameterCount, count_parameters
 
@@ -28,6 +30,7 @@ class Architecture:
             given = FlopsModel.given(flops_per_token)
         self.flops = given or flops_of(model)
         """What it needs for a token, as it was trained when last looked at."""
+        self._active = active_parameters(model)
         self._asked_to_count, self._is_given = flops_per_token == "count", given is not None
         self._state: tuple[tuple[str, bool], ...] = ()
 
@@ -38,7 +41,8 @@ class Architecture:
     def parameters(self) -> ParameterCount:
         """Of the whole model at this moment."""
         now = self._whole if self.model is None else count_parameters(self.model)
-        return max(now, self._whole, key=lambda count: count.total)
+        whole = max(now, self._whole, key=lambda count: count.total)
+        return replace(whole, active=self._active)
 
     @property
     def is_to_be_counted(self) -> bool:
@@ -61,6 +65,7 @@ class Architecture:
         return not self._is_given
 
     def _estimate(self, model: nn.Module) -> None:
+        self._active = active_parameters(model)
         if not self._is_given:
             self.flops = flops_of(model)
 

@@ -114,11 +114,19 @@ def model(spending: Spending, parameters: ParameterCount, convention: str) -> Pa
     """A. ``convention`` says how FLOP were counted, see ``FlopsModel.convention``."""
     tokens, uncounted = _tokens(spending), _uncounted(spending)
     flops, how = None if tokens is None else spending.model_flops, f"estimated: {convention}"
+    counted, unknown = "measured: counted", ", ".join(parameters.unknown)
+    if unknown:
+        counted += f"; packed weights of {unknown} by their elements, as their packing is unknown"
     return {
         "model_flops": _found(flops, how, uncounted),
         "flops_per_token": _found(_ratio(flops, tokens), how, uncounted),
         "trainable_parameters": _found(parameters.trainable, "measured: counted"),
-        "total_parameters": _found(parameters.total, "measured: counted"),
+        "total_parameters": _found(parameters.total, counted),
+        "active_parameters": _found(
+            parameters.active,
+            f"{counted}, of experts the share that a token is routed to",
+            "the structure of the model does not tell which parameters are experts",
+        ),
     }
 
 

@@ -263,6 +263,11 @@ class Tracker:
             carbon_intensity=options.carbon_intensity,
         )
         self.assume("flops", self._segment.arithmetic.assumed)
+        if unknown := ", ".join(self._architecture.parameters.unknown):
+            self.warn_once(
+                f"counts the packed weights of {unknown} by the elements that hold them, since it "
+                "does not know the packing: there are more parameters than it says."
+            )
 
     def resume(self) -> None:
         """Let time count from now on; without effect while it does."""

@@ -107,7 +107,8 @@ def test_spending_of_zero_is_free_only_without_softness():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_softness_defaults_to_what_the_measure_needs(measure):
     """c is 0 for what is fixed by the model, and 1 for what grows from 0 during a run."""
-    fixed = measure in ("trainable_parameters", "total_parameters", "flops_per_token")
+    of_the_model = ("trainable", "total", "active")
+    fixed = measure in ("flops_per_token", *(f"{which}_parameters" for which in of_the_model))
     level = 20.0 if measure.endswith("_to_level") else None
     assert Factor(measure, 1.0, level=level).c == (0.0 if fixed else 1.0)
 

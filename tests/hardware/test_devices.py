@@ -245,6 +245,14 @@ def test_most_parameters_decide_the_format():
     assert compute_dtype("32-true", module, CPU) == "bfloat16"
 
 
+def test_packed_weights_do_not_decide_the_format():
+    """No product runs in uint8: 4-bit weights are unpacked to the format of the others."""
+    module = nn.Sequential(nn.Linear(100, 100), nn.LayerNorm(100).bfloat16())
+    module[0].weight = nn.Parameter(torch.zeros(5000, 1, dtype=torch.uint8), requires_grad=False)
+    module[0].bias = None
+    assert compute_dtype("32-true", module, CPU) == "bfloat16"
+
+
 def test_a_model_without_parameters_is_float32():
     """The default of torch."""
     assert compute_dtype("32-true", nn.Identity(), CPU) == "float32"

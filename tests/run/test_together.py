@@ -84,7 +84,8 @@ OVER_DEVICES = {"device_hours", "cost", "capacity_flops"}
 
 NOT_SPENT = {
     *("perplexity", "nll", "validation_tokens", "bits_per_byte", "nominal_perplexity"),
-    *("steps", "trainable_parameters", "total_parameters", "elasticity"),
+    *("steps", "trainable_parameters", "total_parameters", "active_parameters"),
+    *("elasticity", "elasticity_needed"),
 }
 """Of the held-out set, of the whole model, of the optimiser, or of the run's history."""
 
