@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures there too")
     report.set_defaults(run=_report)
 
+    _add_import(commands)
+
     calibrate = commands.add_parser(
         "calibrate",
         help="weights from one's own finished runs",
@@ -183,6 +185,78 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_import(commands: Any) -> None:
+    made = commands.add_parser(
+        "import",
+        help="a record of a run that was made without LScore",
+        description="Makes a record out of the log of a finished run: Lightning's metrics.csv, "
+        "trainer_state.json of transformers, event files of TensorBoard, or a CSV file with a "
+        "column of steps. Then show, explain, compare, report and calibrate serve it. Each value's "
+        "provenance says that it was imported; what a log does not say is given here.",
+        epilog="example: lscore import lightning_logs/version_3 -o imported/3 --parameters 124e6 "
+        "--tokens-per-step 524288 --train-hours 11 --devices 8 --peak-tflops 989",
+    )
+    made.add_argument("log", type=Path, metavar="LOG", help="file, or the folder that holds it")
+    made.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    given = made.add_argument_group("keys of the log; default: usual names")
+    given.add_argument("--loss", metavar="KEY", help="held-out loss, mean NLL in nats a token")
+    given.add_argument("--perplexity", metavar="KEY", help="held-out perplexity instead")
+    given.add_argument("--tokens", metavar="KEY", help="training tokens so far")
+    given.add_argument("--seconds", metavar="KEY", help="training time so far")
+    facts = made.add_argument_group("what the log does not say")
+    for name, text in (
+        ("tokens-per-step", "training tokens of an optimiser step, over all devices"),
+        ("parameters", "that were trained"),
+        ("total-parameters", "default: as many as were trained"),
+        ("train-hours", "of the whole log, spread evenly over its steps"),
+        ("peak-tflops", "dense peak of one device"),
+        ("price", "of an hour of one device"),
+        ("planned-steps", "at which the run was set to end; default: where the log ends"),
+    ):
+        facts.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    facts.add_argument("--devices", type=int, default=1, metavar="N", help="default 1")
+    facts.add_argument("--device-name", default="a device", metavar="NAME")
+    facts.add_argument(
+        "--held-out", metavar="NAME", help="of the held-out set: runs with the same one compare"
+    )
+    facts.add_argument("--formula", type=Path, metavar="FILE.json", help="default: the run's plan")
+    made.set_defaults(run=_import)
+
+
+def _import(options: argparse.Namespace) -> Iterator[str]:
+    from .equation.formula import Formula
+    from .record.file import RECORD_FILE, append_record
+    from .record.foreign_logs import read_log
+    from .record.imported import Import, records_of
+    from .show.tables import spending_summary
+
+    target = options.output / RECORD_FILE
+    if target.exists():
+        raise ValueError(f"{target} exists. Choose another folder with -o, or remove it.")
+    log = read_log(options.log)
+    same = "loss perplexity tokens seconds tokens_per_step parameters total_parameters train_hours"
+    same += " peak_tflops planned_steps devices device_name held_out"
+    found = records_of(
+        log,
+        Import(
+            **{name: getattr(options, name) for name in same.split()},
+            price_per_device_hour=options.price,
+            formula=None if options.formula is None else Formula.load(options.formula),
+        ),
+    )
+    for record in found:
+        append_record(target, record)
+    yield f"Imported {len(found)} validations of {log.kind} ({log.source}) into {target}."
+    yield from (f"  {how}" for how in found[-1].assumptions.values())
+    yield spending_summary(found)
+    missing = {
+        f"{name}: {how}"
+        for name, how in found[-1].measurements.provenance.items()
+        if how.startswith("unavailable: say")
+    }
+    yield from sorted(missing)
 
 
 def _explain(options: argparse.Namespace) -> list[str]:

@@ -126,6 +126,24 @@ def test_report_writes_a_page_and_its_pictures(capsys, run, tmp_path):
     assert "nowhere" in err
 
 
+def test_a_run_without_lscore_is_imported_and_served_like_any_other(capsys, tmp_path):
+    rows = [f"{10 * i - 1},{3 - i / 10}" for i in range(1, 9)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,val_loss", *rows]))
+    known = ("--parameters", "1e6", "--tokens-per-step", "100", "--train-hours", "1")
+    status, out, _ = call(capsys, "import", tmp_path, "-o", tmp_path / "new", *known)
+    assert status == 0
+    assert "Imported 8 validations of Lightning's CSVLogger (metrics.csv)" in out
+    assert "val_loss is the mean NLL of a token in nats" in out
+    assert "cost: unavailable: say --train-hours and --price" in out
+    for command in ("show", "explain", "compare"):
+        status, out, _ = call(capsys, command, tmp_path / "new")
+        assert status == 0
+        assert "9.0250" in out
+    status, _, err = call(capsys, "import", tmp_path, "-o", tmp_path / "new")
+    assert status == 2
+    assert "exists. Choose another folder" in err
+
+
 def test_calibrate_writes_a_formula_out_of_a_table(capsys, tmp_path):
     (tmp_path / "runs.csv").write_text(CSV)
     formula = tmp_path / "formula.json"
