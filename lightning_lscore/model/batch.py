@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,16 +22,13 @@ _NAMES_OF_ROWS = frozenset(_INPUTS[5:])
 """With these a tensor needs rows [B, T] to be tokens, else it may be an index or a label."""
 
 # These hold tokens too, but as a target; they are the input where nothing else is.
-_TARGETS = (
-    *("labels", "label", "targets", "target", "target_ids", "y", "lm_labels"),
-    *("tgt", "trg", "tgt_tokens", "decoder_input_ids"),
-)
+_TARGETS = ("y", "tgt", "trg", "tgt_tokens", "decoder_input_ids")
+_OF_TARGETS = ("label", "target")
 
-# Whole numbers that are no tokens have one of these in their names.
-_OTHERS = (
-    *("mask", "position", "pos_ids", "token_type", "segment", "seq_id", "doc", "cu_seq"),
-    *("seqlen", "seq_len", "length", "max_s", "num_", "n_tokens", "batch_size", "indices"),
-    *("grid", "pixel", "bbox", "special_tokens"),
+# Whole numbers that are no tokens have one of these in their names; "masked_ids" are some.
+_OTHERS = re.compile(
+    "mask(?!ed)|position|pos_ids|token_type|segment|(doc|document|seq|sequence|sample)_?id"
+    "|cu_seq|seq_?len|length|^lens?$|^num_|^n_tokens|batch_size|grid|pixel|bbox|^max_"
 )
 
 _USUAL = frozenset({torch.int64, torch.int32})
@@ -57,7 +55,7 @@ def token_leaves(batch: Any) -> list[Leaf]:
 def _rank(leaf: Leaf) -> int | None:
     """Return how likely a tensor is to hold tokens, 0 for the most likely; None: it does not."""
     name, tensor = leaf.name.lower(), leaf.tensor
-    if not is_integer(tensor) or any(word in name for word in _OTHERS) or is_picture(tensor):
+    if not is_integer(tensor) or _OTHERS.search(name) or is_picture(tensor):
         return None
     one_row = tensor.ndim < 2
     if name in _INPUTS and not (one_row and name in _NAMES_OF_ROWS):
@@ -65,7 +63,7 @@ def _rank(leaf: Leaf) -> int | None:
     if is_input_ids(name):
         return len(_INPUTS)
     rank = len(_INPUTS) + 1 + 4 * one_row
-    if name in _TARGETS:
+    if is_target(leaf):
         return rank + 2
     return rank if tensor.dtype in _USUAL else rank + 1
 
@@ -77,7 +75,8 @@ def is_input_ids(name: str) -> bool:
 
 def is_target(leaf: Leaf) -> bool:
     """Whether a tensor holds targets by its name."""
-    return leaf.name.lower() in _TARGETS
+    name = leaf.name.lower()
+    return name in _TARGETS or any(word in name for word in _OF_TARGETS)
 
 
 def is_picture(tensor: Tensor) -> bool:

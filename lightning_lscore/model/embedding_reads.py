@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .leaves import is_integer
 
 _MOST = 256
 """Look-ups that are kept; a copy of a model, whose hooks nobody removes, must not grow."""
@@ -25,22 +28,24 @@ class Read(NamedTuple):
 class EmbeddingReads:
     """Listen to the embeddings of a model until its first training step is over.
 
-    Ids are not looked at and not kept, only their shapes and addresses. An embedding that
-    torch.compile takes in is not heard; its graph asks whether there are hooks, so they stay there
-    until :meth:`close`, where they cost nothing.
+    Ids are not looked at and not kept, only their shapes and addresses. Nothing is heard inside of
+    what torch.compile made, so of a compiled module its arguments are taken. Graphs ask whether an
+    embedding has hooks, so on one that was not heard they stay until :meth:`close`; they cost
+    nothing there.
 
     Args:
-        model: may be trained already; the listening ends with :meth:`stop`.
+        model: as it is trained.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.reads: list[Read] = []
         self._hooks: dict[int, Any] = {}
+        self._heard: set[int] = set()
+        compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
         for part in () if model is None else model.modules():
-            if isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+            if isinstance(part, (nn.Embedding, nn.EmbeddingBag, compiled)):
                 hook = part.register_forward_pre_hook(self._note, with_kwargs=True)
                 self._hooks[id(part)] = hook
-        self._heard: set[int] = set()
 
     def _note(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -49,8 +54,9 @@ class EmbeddingReads:
         if not torch.is_grad_enabled() or len(self.reads) >= _MOST:
             return  # a teacher, or an evaluation
         with contextlib.suppress(Exception):  # a training step never fails of this
-            ids = args[0] if args else kwargs["input"]
-            self.reads.append(Read(ids.shape, *_addresses(ids)))
+            for ids in (*args, *kwargs.values()):
+                if isinstance(ids, Tensor) and is_integer(ids):
+                    self.reads.append(Read(ids.shape, *_addresses(ids)))
 
     def stop(self) -> None:
         """Listen no more to the embeddings that were heard."""

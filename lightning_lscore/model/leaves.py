@@ -99,7 +99,8 @@ def is_mapping(value: Any) -> bool:
     if isinstance(value, (dict, Mapping)):  # isinstance of a Mapping is slow: dict comes first
         return True
     kind = type(value)
-    return callable(getattr(kind, "keys", None)) and hasattr(kind, "__getitem__")
+    is_like_one = callable(getattr(kind, "keys", None)) and hasattr(kind, "__getitem__")
+    return is_like_one and not dataclasses.is_dataclass(kind)  # a tensorclass has fields
 
 
 def fields_of(value: Any) -> list[str]:

@@ -29,6 +29,8 @@ class Place:
     padding: Padding | None = None
     doubt: int | None = None
     """An id that looks like padding, and is counted."""
+    in_list: bool = False
+    """Whether it is one of the tensors of a list, whose length differs from batch to batch."""
     also: str = ""
     """What else the model read, in words."""
     watched: Sequence[Leaf] = ()

@@ -54,7 +54,11 @@ _LENGTHS = (
     *("lengths", "length", "input_lengths", "seq_lens", "seq_lengths", "seqlens", "seq_len"),
     *("lens", "src_lens", "src_lengths", "text_lengths"),
 )
-_OF_THE_LOSS = ("loss", "label", "target", "completion", "answer", "assistant", "response")
+# Masks of something else than padding have one of these in their names.
+_OF_OTHERS = (
+    *("loss", "label", "target", "completion", "answer", "assistant", "response", "mlm", "noise"),
+    *("special", "global", "causal", "prefix", "prompt", "image", "span"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def find_padding(
 
 Found = list[tuple[Place, Leaf]]
 
+_READ = "read by the embedding"
+
 
 def _place(leaf: Leaf, rule: str, index: Any = WHOLE) -> tuple[Place, Leaf]:
     return Place(str(leaf), rule, leaf.path, index, leaf.tensor.ndim), leaf
@@ -121,16 +127,21 @@ def _read(all_leaves: Sequence[Leaf], batch: Any, reads: EmbeddingReads) -> Foun
         if part is not None and (leaf.keys in known or reads.lies_in(leaf.tensor)):
             read.append((leaf, part))
     own = [one for one in read if reads.lies_in(one[0].tensor)]
-    read = own or read
     if not read:
         return []
-    leaf, index = read[0]
-    if is_input_ids(leaf.name) and leaf.name != "input_ids":
-        return []  # of several
-    place, _ = _place(leaf, "read by the embedding", index)
-    beside = [str(one) for one, _ in own if one is not leaf and reads.begins_at(one.tensor)]
-    place.also = ", ".join(beside)
-    return [(place, leaf)]
+    chosen, index = (own or read)[0]
+    several = [(leaf, part) for leaf, part in own if is_input_ids(leaf.name)]
+    if is_input_ids(chosen.name) and several:
+        return [_place(leaf, _READ, part) for leaf, part in several]
+    if is_input_ids(chosen.name) and chosen.name != "input_ids":
+        return []  # one of several that were put together
+    place, _ = _place(chosen, _READ, index)
+    place.also = ", ".join(
+        str(leaf)
+        for leaf, _ in own
+        if leaf is not chosen and leaf.keys in known and reads.begins_at(leaf.tensor)
+    )
+    return [(place, chosen)]
 
 
 def _named(batch: Any) -> Found:
@@ -141,12 +152,15 @@ def _named(batch: Any) -> Found:
     rule = "found by its name" if first.name else "the first of whole numbers"
     if is_input_ids(first.name) and first.name != "input_ids":
         return [_place(leaf, rule) for leaf in likely if is_input_ids(leaf.name)]
-    return [_place(leaf, rule) for leaf in likely if leaf is first or _same_list(leaf, first)]
+    found = [_place(leaf, rule) for leaf in likely if leaf is first or _same_list(leaf, first)]
+    for place, leaf in found:
+        place.in_list = bool(leaf.name) and _place_in_list(leaf) is not None
+    return found
 
 
 def _same_list(one: Leaf, other: Leaf) -> bool:
     """Whether two tensors lie in one list that has a name."""
-    return bool(one.name) and one.keys[:-1] == other.keys[:-1] and type(one.keys[-1]) is int
+    return bool(one.name) and one.keys[:-1] == other.keys[:-1] and _place_in_list(one) is not None
 
 
 def _embeddings(all_leaves: Sequence[Leaf]) -> Found:
@@ -201,7 +215,7 @@ def _paddings(
 def _may_be_mask(leaf: Leaf) -> bool:
     name = leaf.name.lower()
     is_one = "mask" in name or "pad" in name
-    return not name or (is_one and not any(word in name for word in _OF_THE_LOSS))
+    return not name or (is_one and not any(word in name for word in _OF_OTHERS))
 
 
 def _masks(leaves: Sequence[Leaf], ids: Tensor) -> Iterator[Padding]:

@@ -17,7 +17,7 @@ from .token_rules import Evidence, find_padding, find_places
 
 _NOWHERE = torch.Size([0, 0])
 """Shape of tokens whose tensor is not known."""
-_LOOKS = 4
+_LOOKS = 16
 """Kinds of batches whose data is looked at, once each: that waits for the device."""
 
 
@@ -55,7 +55,7 @@ class TokenCounter:
         self._tell, self._warn = tell, warn
         model = model if function is None else None
         self._evidence = Evidence(EmbeddingReads(model), pad_ids(model))
-        self._places: dict[Any, Place] = {}  # by the structure of their batches
+        self._places: dict[Any, list[Place]] = {}  # by the structure of their batches
         self._looks_left, self._is_new = _LOOKS, False
         self._said: list[str] = []
         self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
@@ -69,7 +69,7 @@ class TokenCounter:
     def close(self) -> None:
         """Let go of the model and of the last batch; the counts stay."""
         self._evidence.reads.close()
-        for place in self._places.values():
+        for place in self._all_places():
             place.latest = ()
 
     def add(self, batch: Any) -> None:
@@ -81,8 +81,16 @@ class TokenCounter:
             self._count(n, _NOWHERE if tokens is None else tokens.shape)
             if self.batches == 1:
                 self._tell(f"{n:,} in the first batch, by the given count_tokens")
-        elif self._loaders is not None or not self._add_as_before(batch):
-            self._add_parts(batch)
+            return
+        try:
+            if self._loaders is not None or not self._add_as_before(batch):
+                self._add_parts(batch)
+        except Exception as error:  # whatever a batch is, training goes on
+            self.uncounted += 1
+            self._warn(
+                f"could not count the tokens of a batch, a {type(batch).__name__}: {error!r}. "
+                "Say LScore(count_tokens=function)."
+            )
         if self.batches == 1:
             self._evidence.reads.stop()
 
@@ -111,12 +119,20 @@ class TokenCounter:
 
     def _add_as_before(self, batch: Any) -> bool:
         """Count a batch if one of its structure was seen: a search takes longer than all else."""
-        place = self._places.get(structure(batch))
-        measured = None if place is None else place.measure(batch)
-        if measured is None:
-            return False
-        self._add(measured)
-        return True
+        measured = self._measure_as_before(structure(batch), batch)
+        for one in measured:
+            self._add(one)
+        return bool(measured)
+
+    def _measure_as_before(self, key: Any, batch: Any) -> list[Measured]:
+        """Return the tokens of a batch at the places of its structure, or none if it has others."""
+        found = []
+        for place in self._places.get(key, ()):
+            measured = place.measure(batch)
+            if measured is None:
+                return []
+            found.append(measured)
+        return found
 
     def _add_parts(self, batch: Any) -> None:
         """Count a batch by what it holds: batches of loaders, micro-batches, lists of sequences."""
@@ -139,19 +155,22 @@ class TokenCounter:
     def _measure(self, part: Any) -> list[Measured]:
         """Return the tokens of a part: where parts of its structure had them, else by the rules."""
         key = structure(part)
-        known = self._places.get(key)
-        measured = None if known is None else known.measure(part)
-        if measured is not None:
-            return [measured]
+        if found := self._measure_as_before(key, part):
+            return found
         look = self._looks_left > 0
         places = find_places(part, self._evidence, look)
-        if places and look:
+        found = [measured for place in places if (measured := place.measure(part)) is not None]
+        if found and look:
             self._looks_left, self._is_new = self._looks_left - 1, True
-        if len(places) == 1:
-            if known is not None:
-                self._settle(known)
-            self._places[key] = places[0]
-        return [measured for place in places if (measured := place.measure(part)) is not None]
+        elif any(place.padding is None for place in places):
+            self._warn(
+                f"met batches of more than {_LOOKS} structures, and looks for padding in no more. "
+                "Put an attention_mask into them, or say LScore(count_tokens=function)."
+            )
+        if not any(place.in_list for place in places):  # lists differ in length
+            self._settle(*self._places.get(key, ()))
+            self._places[key] = places
+        return found
 
     def _say(self, how: str) -> None:
         if how not in self._said:
@@ -188,15 +207,18 @@ class TokenCounter:
         self._host[length] = self._host.get(length, 0) + times * n
         return length
 
+    def _all_places(self) -> list[Place]:
+        return [place for places in self._places.values() for place in places]
+
     def _settle(self, *places: Place) -> None:
-        for place in places or self._places.values():
+        for place in places:
             for shape, times in place.whole.items():
                 self._count(shape.numel(), shape, times)
             place.whole.clear()
 
     def _look_again(self) -> None:
         """Look for padding that the first batch had not, in the newest one."""
-        for place in self._places.values():
+        for place in self._all_places():
             watched, place.latest = place.newest(), ()
             if place.padding is None and place.doubt is None and watched:
                 find_padding(place, watched, self._evidence.pads)
@@ -212,7 +234,7 @@ class TokenCounter:
     @property
     def samples(self) -> int:
         """Number of sequences so far."""
-        self._settle()
+        self._settle(*self._all_places())
         return self._samples
 
     @property
@@ -221,7 +243,7 @@ class TokenCounter:
 
         Waits for the device if masks are summed there, or ids are to be looked at again.
         """
-        self._settle()
+        self._settle(*self._all_places())
         self._look_again()
         for length, total in self._device.items():
             self._host[length] = self._host.get(length, 0) + int(total)

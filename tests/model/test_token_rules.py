@@ -50,6 +50,21 @@ class LikeTensorDict:
         return self._tensors[key]
 
 
+@dataclasses.dataclass
+class LikeTensorClass:
+    """Has keys, but is indexed by samples."""
+
+    labels: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def keys(self):
+        return vars(self).keys()
+
+    def __getitem__(self, index):
+        raise ValueError("expected an index")
+
+
 def masked(kind):
     return kind(labels=ANSWERS, input_ids=PADDED, attention_mask=MASK)
 
@@ -121,6 +136,8 @@ FORMS = {
         },
         N + B * T,
     ),
+    "masked words": ({"masked_ids": IDS, "label_ids": LABELS, "special_tokens_mask": MASK}, B * T),
+    "documents' numbers": ({"document_ids": POSITIONS, "doc_tokens": IDS}, B * T),
     "pictures of bytes": ((PIXELS, IDS), B * T),
     "pictures of bytes, channels last": ((PIXELS.permute(0, 2, 3, 1), IDS), B * T),
     "pictures of bytes without channels": ((PIXELS[:, 0], IDS), B * T),
@@ -151,6 +168,7 @@ FORMS = {
     "a UserDict": (masked(UserDict), N),
     "an object with attributes": (masked(SimpleNamespace), N),
     "a TensorDict": (masked(LikeTensorDict), N),
+    "a tensorclass": (masked(LikeTensorClass), N),
     "a nested dictionary": ({"data": {"ids": PADDED, "mask": MASK}, "meta": ["a"]}, N),
     "arrays": ({"input_ids": PADDED.numpy(), "attention_mask": MASK.numpy()}, N),
     "arrays of 16 bits": ((IDS.numpy().astype(np.uint16)[:, ::-1],), B * T),
@@ -205,6 +223,11 @@ READINGS = {
     "a caption": ({"image": PIXELS, "caption": IDS}, [IDS[:, :-1]], B * (T - 1)),
     "bytes beside ids": ((BYTES, IDS), [BYTES.int()], B * 8),
     "source and target": ((SOURCE, IDS), [SOURCE, IDS], B * 12),
+    "two towers": (
+        {"query_input_ids": SOURCE, "doc_input_ids": IDS, "original_input_ids": TARGET},
+        [SOURCE, IDS],
+        B * (12 + T),
+    ),
 }
 
 
@@ -217,7 +240,7 @@ def test_what_an_embedding_reads_in_the_first_step_counts(batch, read, expected)
     counter.add(batch)
     counter.add(batch)
     assert counter.total == 2 * expected
-    assert counter.samples == 2 * B
+    assert counter.samples == 2 * B * (1 + (isinstance(batch, dict) and "doc_input_ids" in batch))
     assert "read by the embedding" in said[0]
 
 
@@ -344,3 +367,37 @@ def test_a_given_function_is_told_and_no_rule_is_asked():
     counter.add(IDS)
     counter.add(IDS)
     assert said == ["7 in the first batch, by the given count_tokens"]
+
+
+class Broken:
+    """A batch whose data cannot be had."""
+
+    def keys(self):
+        raise RuntimeError("closed")
+
+    def __getitem__(self, key):
+        raise RuntimeError("closed")
+
+
+def test_a_batch_that_cannot_be_looked_at_ends_no_training():
+    """It is uncounted, and said."""
+    warned = []
+    counter = TokenCounter(warn=warned.append)
+    counter.add(Broken())
+    counter.add(IDS)
+    assert (counter.total, counter.batches, counter.uncounted) == (B * T, 2, 1)
+    assert "could not count the tokens of a batch, a Broken" in warned[0]
+
+
+def test_where_batches_have_too_many_structures_to_be_looked_at_this_is_said():
+    """A named mask is still used."""
+    warned = []
+    counter = TokenCounter(warn=warned.append)
+    for i in range(20):
+        counter.add({"input_ids": PADDED, "attention_mask": MASK, f"more {i}": None})
+    assert (counter.total, warned) == (20 * N, [])
+    for i in range(2):
+        counter.add({"input_ids": IDS, f"others {i}": None})
+    assert counter.total == 20 * N + 2 * B * T
+    assert set(warned) == {message for message in warned if "more than 16 structures" in message}
+    assert warned
