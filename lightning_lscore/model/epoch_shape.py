@@ -89,17 +89,18 @@ def _read_ahead(
     dataset, size, began = loader.dataset, loader.batch_size or 1, time.monotonic()
     many = length if length * size <= ROWS else min(length, max(BATCHES, ROWS // size))
     tokens: list[float] = []
+    counter = TokenCounter(count_tokens)
     # What goes wrong here will go wrong in training, where it is someone's to see.
     with contextlib.suppress(Exception), _same_random_numbers():
         for i in range(many):
             first = int((i + 0.5) * length / many) * size
             indices = list(range(first, min(first + size, rows)))
             fetch = getattr(dataset, "__getitems__", lambda them: [dataset[i] for i in them])
-            counter = TokenCounter(count_tokens)
+            before = counter.total
             counter.add(loader.collate_fn(fetch(indices)))
             if counter.uncounted or time.monotonic() - began > SECONDS:
                 break
-            tokens.append(float(counter.total))
+            tokens.append(float(counter.total - before))
     return tokens if len(tokens) == many > 1 and min(tokens) > 0 else None
 
 

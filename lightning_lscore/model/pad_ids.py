@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,19 +17,26 @@ class PadId(NamedTuple):
     """Whether it ends a text too, so that one alone at the end of a row is none."""
 
 
-def pad_ids(model: nn.Module | None) -> list[PadId]:
-    """Return what embeddings, configs and losses inside a model take for padding."""
+def pad_ids(model: nn.Module | None, ignore_index: int | None = None) -> list[PadId]:
+    """Return what embeddings, configs and losses inside a model take for padding.
+
+    Args:
+        model: None: there is none to ask.
+        ignore_index: as the user says it: padding if it is an id.
+    """
     found: dict[int, PadId] = {}
     ends: set[int] = set()
+    said: list[tuple[Any, str]] = [(ignore_index, "the given ignore_index")]
     for part in () if model is None else model.modules():
         config = getattr(part, "config", None)
         end = getattr(config, "eos_token_id", None)
         ends.update(end if isinstance(end, list) else [end] if isinstance(end, int) else [])
-        for value, words in (
+        said += [
             (getattr(part, "padding_idx", None), "the padding_idx of an embedding"),
             (getattr(config, "pad_token_id", None), "the config's pad_token_id"),
             (getattr(part, "ignore_index", None), f"the ignore_index of {type(part).__name__}"),
-        ):
-            if type(value) is int and value >= 0:
-                found.setdefault(value, PadId(value, words, False))
-    return [pad._replace(ends_texts=pad.id in ends) for pad in found.values()]
+        ]
+    for value, words in said:
+        if type(value) is int and value >= 0:
+            found.setdefault(value, PadId(value, words, ends_texts=value in ends))
+    return list(found.values())

@@ -38,6 +38,7 @@ class TokenCounter:
         function: batch -> its number of tokens; it decides alone.
         loaders: the Trainer's loaders if there are several, see ``loaders.batches_of``.
         model: whose embeddings tell what the tokens are, in the first batch.
+        ignore_index: label that does not count; padding if it is an id.
         tell: called with how tokens were found, in words, once that is known or changes.
         warn: called with what is doubtful.
     """
@@ -47,6 +48,8 @@ class TokenCounter:
         function: Callable[[Any], int] | None = None,
         loaders: Any = None,
         model: nn.Module | None = None,
+        *,
+        ignore_index: int | None = None,
         tell: Callable[[str], None] = lambda how: None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -54,7 +57,7 @@ class TokenCounter:
         self._loaders = loaders if isinstance(loaders, (list, tuple, Mapping)) else None
         self._tell, self._warn = tell, warn
         model = model if function is None else None
-        self._evidence = Evidence(EmbeddingReads(model), pad_ids(model))
+        self._evidence = Evidence(EmbeddingReads(model), pad_ids(model, ignore_index))
         self._places: dict[Any, list[Place]] = {}  # by the structure of their batches
         self._looks_left, self._is_new = _LOOKS, False
         self._said: list[str] = []
@@ -65,6 +68,11 @@ class TokenCounter:
         self.batches = 0
         self.uncounted = 0
         """Batches in which no tokens were found."""
+
+    @property
+    def has_function(self) -> bool:
+        """Whether a function counts."""
+        return self._function is not None
 
     def close(self) -> None:
         """Let go of the model and of the last batch; the counts stay."""

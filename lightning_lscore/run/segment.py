@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..hardware.devices import Devices
 from ..model.tokens import TokenCounter
@@ -35,9 +34,7 @@ class Segment:
         counts: False on a peer of tensor parallelism, whose batches another process counts.
         batches_per_epoch: of one process, see :class:`Epochs`.
         arithmetic: what the model needs for a token, and since when.
-        count_tokens, loaders, model: see :class:`TokenCounter`, as for the next two.
-        tell: called with how tokens were found.
-        warn: called with what is doubtful about them.
+        tokens: counts those of this process in the segment.
         price_per_device_hour: of one device; None: unknown.
         carbon_intensity: in g CO2-equivalent per kWh; None: unknown.
         now: a monotonic clock, in seconds.
@@ -52,19 +49,13 @@ class Segment:
         counts: bool = True,
         batches_per_epoch: float | Callable[[], float] = math.inf,
         arithmetic: Arithmetic,
-        count_tokens: Callable[[Any], int] | None = None,
-        loaders: Any = None,
-        model: nn.Module | None = None,
-        tell: Callable[[str], None] = lambda how: None,
-        warn: Callable[[str], None] = lambda message: None,
+        tokens: TokenCounter | None = None,
         price_per_device_hour: float | None = None,
         carbon_intensity: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.devices = devices
-        self.tokens = TokenCounter(count_tokens, loaders, model, tell, warn)
-        # A function of the user's may wait for a device, which computes queued steps meanwhile.
-        self._counting_is_free = count_tokens is None
+        self.tokens = tokens or TokenCounter()
         self.arithmetic = arithmetic
         self._before = before
         self._ranks = ranks
@@ -120,7 +111,8 @@ class Segment:
             self.tokens.add(batch)
         else:
             self.tokens.add_counted(tokens)
-        if self._counting_is_free:
+        if not self.tokens.has_function:
+            # A function of the user's may wait for a device, which computes queued steps meanwhile.
             self._clock.leave_out(self._now() - began)
 
     def _count_step(self, batch: Any, tokens: int | None) -> None:

@@ -24,6 +24,7 @@ from ..heldout.evaluation import Evaluation
 from ..heldout.held_out import HeldOut
 from ..model.epoch_shape import epoch_shape
 from ..model.sharded import counts_here, peers
+from ..model.tokens import TokenCounter
 from ..record.record import Record
 from . import processes
 from .architecture import Architecture
@@ -254,11 +255,14 @@ class Tracker:
             counts=counts_here(device_mesh, None),
             batches_per_epoch=batches_per_epoch,
             arithmetic=Arithmetic(self._architecture),
-            count_tokens=options.count_tokens,
-            loaders=loaders,
-            model=model,
-            tell=partial(self.assume, "tokens"),
-            warn=self.warn_once,
+            tokens=TokenCounter(
+                options.count_tokens,
+                loaders,
+                model,
+                ignore_index=options.ignore_index,
+                tell=partial(self.assume, "tokens"),
+                warn=self.warn_once,
+            ),
             price_per_device_hour=options.price_per_device_hour,
             carbon_intensity=options.carbon_intensity,
         )

@@ -283,6 +283,12 @@ def test_padding_by_an_id_that_the_model_knows_is_not_counted(model, batch, expe
     assert counter.total == 2 * expected
 
 
+def test_padding_by_an_id_that_the_user_ignores_is_not_counted():
+    counter = TokenCounter(ignore_index=0, warn=pytest.fail)
+    counter.add(PADDED)
+    assert counter.total == N
+
+
 @pytest.mark.parametrize(("ends", "expected"), [(0, B), (3, 0)])
 def test_one_end_of_a_text_is_no_padding(ends, expected):
     """A model may pad with the token that ends a text."""

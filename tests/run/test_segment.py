@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_lscore.hardware.totals import Totals
 from lightning_lscore.model.flops import FlopsModel
+from lightning_lscore.model.tokens import TokenCounter
 from lightning_lscore.run.architecture import Architecture
 from lightning_lscore.run.arithmetic import Arithmetic
 from lightning_lscore.run.segment import READING_SECONDS, Segment
@@ -179,7 +180,7 @@ def test_batches_without_tokens_are_remembered():
 
 def test_a_function_counts_tokens():
     """It is passed on to the counter."""
-    made, _ = segment(count_tokens=lambda b: 11)
+    made, _ = segment(tokens=TokenCounter(lambda b: 11))
     made.tokens.add(None)
     assert (made.spending().tokens, made.spending().model_flops) == (11, 66.0)
 
@@ -294,7 +295,8 @@ def test_what_lscore_itself_takes_costs_nothing():
 
 def test_a_function_that_may_wait_for_the_device_is_charged():
     """The device computes queued steps in the meantime."""
-    made, now = segment(count_tokens=lambda n: setattr(now, "seconds", now.seconds + 3) or n)
+    count = TokenCounter(lambda n: setattr(now, "seconds", now.seconds + 3) or n)
+    made, now = segment(tokens=count)
     made.resume()
     made.count(4)
     assert made.spending().train_seconds == 3
