@@ -167,6 +167,8 @@ class LScore(Callback):
         self._know_no_trainer()
 
     def _know_no_trainer(self) -> None:
+        self.after_batch: Callable[[Trainer, int], None] | None = None
+        """Called once a batch is counted; for CostEarlyStopping."""
         self._fitted = WeakKeyDictionary[Any, Tracker]()  # of each Trainer's newest fit
         self._loaders: list[Any] = []  # for validation
         self._held_out: list[HeldOut] = []  # one for each of them
@@ -243,6 +245,8 @@ class LScore(Callback):
         batch_idx: int,
     ) -> None:
         self.tracker.count(batch)  # type: ignore[union-attr]  # at every step: no detour
+        if self.after_batch is not None:
+            self.after_batch(trainer, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tracker.end_epoch()  # the loader may be made again
@@ -270,6 +274,7 @@ class LScore(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        self.after_batch = None
         while self._stand_ins:
             self._stand_ins.pop()()
         self._capture.detach()
@@ -368,7 +373,7 @@ class LScore(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without the fit under way: its Trainer, its data, its model."""
-        theirs = ("_fitted", "_loaders", "_held_out", "_stand_ins", "_logged")
+        theirs = ("after_batch", "_fitted", "_loaders", "_held_out", "_stand_ins", "_logged")
         return {name: value for name, value in super().__getstate__().items() if name not in theirs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

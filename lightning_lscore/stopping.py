@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from .callback import LScore
 from .curve.patience import Patience, Verdict
 from .equation.safe_numbers import exp, percent, readable
 from .packages import Callback, lightning_package
+from .run.budget import Budget, Unavailable
 
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -53,6 +55,9 @@ class CostEarlyStopping(EarlyStopping, Callback):
             has been spent since the best L, in the measure of H, else of D. 0.25: 25 % more.
         while_decaying: whether it may also stop for the price before a decay of the learning rate
             that is still ahead.
+        budget: measure -> amount that the run may spend in all, across resumes: ``{"cost": 5.0}``,
+            or ``device_hours``, ``energy_kwh``, ``tokens``, ``model_flops`` and others. The run
+            ends, with a validation, before its next step would pass one of them.
         verbose: whether to say at each validation why the run goes on.
         strict: whether a missing L is an error.
         check_finite: whether to stop as soon as L is NaN or infinite.
@@ -76,6 +81,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         validations: int = 2,
         ratio: float | None = None,
         while_decaying: bool = False,
+        budget: dict[str, float] | None = None,
         verbose: bool = False,
         strict: bool = True,
         check_finite: bool = True,
@@ -105,6 +111,8 @@ class CostEarlyStopping(EarlyStopping, Callback):
             ratio=ratio,
             while_decaying=while_decaying,
         )
+        self._budget = Budget(budget or {})
+        self._every_n_epochs: int | None = None  # that the Trainer validates by itself
         self._run: list[Any] = []  # its name and formula, within which L compares
         self._best: dict[str, Any] | None = None
         self._why: str | None = None  # the newest validation is one to stop at
@@ -120,7 +128,39 @@ class CostEarlyStopping(EarlyStopping, Callback):
             self._find_lscore(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._find_lscore(trainer).is_judged = True
+        lscore = self._find_lscore(trainer)
+        lscore.is_judged = True
+        self.stopping_reason_message = None
+        self._budget.begin()
+        if self._budget.limits:
+            lscore.after_batch = partial(self._keep_to_budget, lscore)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._budget.limits and self._budget.next_look == 0:  # a resumed run may have spent it
+            self._keep_to_budget(self._find_lscore(trainer), trainer, -1)
+
+    def _keep_to_budget(self, lscore: LScore, trainer: Trainer, batch_idx: int) -> None:
+        """End the run after this batch if the next step would pass the budget; on all ranks."""
+        tracker, budget = lscore.tracker, self._budget
+        assert tracker is not None
+        if tracker.batches < budget.next_look or trainer.should_stop:
+            return
+        a_step = trainer.accumulate_grad_batches
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if (batch_idx + 1) % a_step and not is_last:  # within a step
+            return
+        try:
+            why = budget.look(tracker.spent(), tracker.batches, a_step)
+        except Unavailable as error:
+            raise MisconfigurationException(str(error)) from error
+        if why is not None:
+            self.stopping_reason_message = f"Stopped at step {trainer.global_step}: {why}"
+            rank_zero_info(self.stopping_reason_message)
+            trainer.should_stop = True
+            # Lightning validates before it obeys, in epochs that it would have validated in.
+            if trainer.check_val_every_n_epoch is not None:
+                self._every_n_epochs = trainer.check_val_every_n_epoch
+                trainer.check_val_every_n_epoch = 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_check(trainer):
@@ -176,6 +216,8 @@ class CostEarlyStopping(EarlyStopping, Callback):
         return stop, reason
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._every_n_epochs is not None:
+            trainer.check_val_every_n_epoch, self._every_n_epochs = self._every_n_epochs, None
         if self.stopping_reason_message and (kept := self._checkpoints(trainer)):
             self.stopping_reason_message += f" {kept}"
             rank_zero_info(kept)
@@ -213,6 +255,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
         """Plain numbers, strings, lists and dictionaries."""
         ours = {name: getattr(self, name) for name in _REMEMBERED}
         ours |= {"best_score": float(self.best_score), "rule": self._rule.state_dict()}
+        ours |= {"budget": self._budget.state_dict()}
         return {**super().state_dict(), **ours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -221,6 +264,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
             best = torch.tensor(state_dict["best_score"], dtype=torch.float64)
             super().load_state_dict({**state_dict, "best_score": best})
             self._rule.load_state_dict(state_dict["rule"])
+            self._budget.load_state_dict(state_dict.get("budget", {"rates": {}}))
             vars(self).update({name: state_dict[name] for name in _REMEMBERED})
 
 

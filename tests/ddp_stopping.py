@@ -33,10 +33,10 @@ class Report(pl.Callback):
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, **options) -> None:
     pl.seed_everything(0, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    stopping = CostEarlyStopping()
+    stopping = CostEarlyStopping(**options)
     # The price is the clock's, which no two processes read alike.
     formula = Formula(H=Factor("device_hours", reference=1e-6, weight=0.1))
     trainer = pl.Trainer(
@@ -56,4 +56,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))

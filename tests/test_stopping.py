@@ -602,16 +602,106 @@ def test_validating_alone_needs_no_lscore(trainer):
     trainer(CostEarlyStopping()).validate(PlainLM(), loader(4), verbose=False)
 
 
-def test_all_ranks_stop_at_the_same_step_for_the_same_reason(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # By the clock, which no two processes read alike, and by what both have trained on.
+        {"certainty": 99.0, "validations": 99, "budget": {"train_hours": 1.0, "tokens": 700}},
+    ],
+    ids=["rule", "budget"],
+)
+def test_all_ranks_stop_at_the_same_step_for_the_same_reason(options, tmp_path):
     script = Path(__file__).with_name("ddp_stopping.py")
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [sys.executable, str(script), str(tmp_path), json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2))
     assert first == second
-    assert first["verdicts"][-1]["stop"]
     assert first["why"].startswith(f"Stopped at step {first['step']}")
     assert (done.stdout + done.stderr).count(first["why"]) == 1
+    if not options:
+        assert first["verdicts"][-1]["stop"]
+    else:  # 2 processes of 4 x 12 tokens a step
+        assert first["step"] == 700 // 96
+        assert "672 of 700 tokens are spent" in first["why"]
+
+
+# ---------------------------------------------------------------------- a budget
+
+A_STEP = 4 * 12  # tokens
+
+
+@pytest.mark.parametrize("stopping_first", [True, False])
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 7),
+        ({"val_check_interval": 2}, 7),
+        ({"check_val_every_n_epoch": 5}, 7),
+        ({"accumulate_grad_batches": 2}, 3),
+    ],
+)
+def test_a_budget_ends_the_run_before_it_would_be_passed(
+    options, steps, stopping_first, trainer, tmp_path
+):
+    """With a validation and a checkpoint first, wherever in an epoch it is."""
+    stopping = CostEarlyStopping(validations=99, budget={"tokens": 7 * A_STEP + 20})
+    save = ModelCheckpoint(tmp_path, filename="{step}", monitor="L")
+    watch, lscore = Watch(stopping), LScore(BY_TOKENS)
+    order = [stopping, lscore] if stopping_first else [lscore, stopping]
+    t = trainer(*order, save, watch, max_epochs=50, **options)
+    t.fit(PlainLM(), loader(16), loader(4))
+    batches = steps * options.get("accumulate_grad_batches", 1)
+    assert (t.global_step, lscore.last_record.measurements.tokens) == (steps, batches * A_STEP)
+    assert stopping.stopping_reason_message.startswith(
+        f"Stopped at step {steps}: {batches * A_STEP} of 356 tokens are spent, and the next"
+    )
+    assert watch.seen[-1][0] == steps
+    assert (tmp_path / f"step={steps}.ckpt").is_file()
+    assert t.check_val_every_n_epoch == options.get("check_val_every_n_epoch", 1)
+
+
+@RESUME
+def test_a_budget_counts_across_resumes(trainer, tmp_path):
+    def run(budget, ckpt_path=None, **options):
+        stopping = CostEarlyStopping(validations=99, budget={"tokens": budget})
+        save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+        t = trainer(stopping, LScore(BY_TOKENS), save, **options)
+        t.fit(PlainLM(), loader(8), loader(4), ckpt_path=ckpt_path)
+        return t.global_step
+
+    assert run(10**6, max_epochs=3) == 6
+    last = str(tmp_path / "step=6.ckpt")
+    assert run(9 * A_STEP, last, max_epochs=50) == 9
+    # What is spent already is not passed by another step.
+    assert run(6 * A_STEP + 1, last, max_epochs=50) == 6
+    assert run(A_STEP, last, max_epochs=50) == 6
+
+
+def test_a_budget_by_the_clock_holds(trainer):
+    """The start of the first step, however long, is no measure of the next."""
+    stopping = CostEarlyStopping(validations=99, budget={"cost": 1.0, "train_hours": 0.1 / 3600})
+    lscore = LScore(BY_TOKENS, price_per_device_hour=1.0)
+    t = trainer(stopping, lscore, max_epochs=10**6, val_check_interval=1.0)
+    t.fit(PlainLM(), loader(16), loader(4))
+    assert "(train_hours)" in stopping.stopping_reason_message
+    assert lscore.last_record.measurements.train_hours <= 0.1 / 3600
+
+
+def test_a_budget_that_no_step_fits_in_ends_after_the_first(trainer):
+    stopping = CostEarlyStopping(budget={"tokens": 1})
+    t = trainer(stopping, LScore(BY_TOKENS), max_epochs=9)
+    t.fit(PlainLM(), loader(16), loader(4))
+    assert t.global_step == 1
+
+
+@pytest.mark.parametrize("measure", ["cost", "emissions_kg"])
+def test_a_budget_of_what_is_not_measured_is_an_error_at_the_start(measure, trainer):
+    t = trainer(CostEarlyStopping(budget={measure: 5.0}), LScore(BY_TOKENS), max_epochs=9)
+    with pytest.raises(MisconfigurationException, match=f"in which {measure} is measured, got"):
+        t.fit(PlainLM(), loader(16), loader(4))
+    assert t.global_step <= 1
 
 
 # ---------------------------------------------------------------------- as an object
@@ -625,6 +715,9 @@ def test_all_ranks_stop_at_the_same_step_for_the_same_reason(tmp_path):
         ({"certainty": -1}, "certainty"),
         ({"ratio": -0.25}, "ratio: expected a share > 0"),
         ({"validations": 0}, "validations"),
+        ({"budget": {"cost": 0}}, "budget: expected cost > 0, got 0"),
+        ({"budget": {"wall_hours": 1}}, "expected amounts of tokens, .*, got 'wall_hours'"),
+        ({"budget": {"dollars": 1}}, "max_time"),
     ],
 )
 def test_senseless_arguments_are_refused(arguments, message):

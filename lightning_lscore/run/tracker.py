@@ -19,6 +19,7 @@ from torch import nn
 from ..curve.judgement import judge
 from ..curve.patience import Patience, Verdict
 from ..equation.formula import Formula
+from ..equation.measurements import Measurements
 from ..hardware.devices import find_devices
 from ..heldout.evaluation import Evaluation
 from ..heldout.held_out import HeldOut
@@ -26,7 +27,7 @@ from ..model.epoch_shape import epoch_shape
 from ..model.sharded import counts_here, peers
 from ..model.tokens import TokenCounter
 from ..record.record import Record
-from . import processes
+from . import measure, processes
 from .architecture import Architecture
 from .arithmetic import Arithmetic
 from .epochs import Epochs
@@ -466,6 +467,31 @@ class Tracker:
             batch=record.batch,
             planned=record.planned,
             learning_rate=record.learning_rate,
+        )
+
+    def spent(self) -> Measurements:
+        """Return what all processes have spent in training until now. Collective.
+
+        It waits for no reading of a device.
+
+        Raises:
+            RuntimeError: before training has begun.
+        """
+        segment = self._segment
+        if segment is None:
+            raise RuntimeError("expected spent() after training has begun; see training().")
+        mine = segment.spending(wait=False)
+        said = {"spent": segment.numbers(mine)}
+        everyone = processes.exchange(said, self.device or torch.device("cpu"))
+        spending = segment.settle(mine, [one["spent"] for one in everyone])
+        self._state.spending = spending
+        return measure.everything(
+            None,
+            spending,
+            segment,
+            self._architecture.parameters,
+            steps=spending.batches,
+            own_values={},
         )
 
     def look_back(self) -> None:
