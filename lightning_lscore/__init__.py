@@ -29,7 +29,7 @@ from .equation.factor import Factor
 from .equation.formula import Formula
 from .equation.measurements import Measurements
 from .equation.score import Score
-from .record.file import read_records
+from .record.file import read_records, read_run
 from .record.record import Record
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "Tracker",
     "evaluate_text",
     "read_records",
+    "read_run",
 ]
 
 # These need torch, which takes seconds to import; whoever only reads records should not wait.

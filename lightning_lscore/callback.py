@@ -22,6 +22,7 @@ from .logged import Logged
 from .packages import Callback
 from .plan import ended_early, plan_of
 from .rates import learning_rate
+from .record.find import RUNS_FOLDER
 from .record.record import Record
 from .run.options import Options, expect, integer, switch
 from .run.own_measures import OwnMeasure
@@ -40,7 +41,7 @@ class LScore(Callback):
 
     ``L``, ``perplexity``, ``f_D``, ``f_A``, ``f_H`` and, under ``lscore/``, what they are made of
     reach every logger, ``ModelCheckpoint(monitor="L")``, ``EarlyStopping(monitor="L")`` and the
-    progress bar. Each validation adds a line to ``lscore.jsonl`` in the run's log directory.
+    progress bar. Each validation adds a line to ``lscore.jsonl`` in the run's folder.
 
     NaN logits make perplexity and L NaN, and a held-out token of probability 0 makes them infinite.
     They are logged as such, and training goes on.
@@ -60,6 +61,9 @@ class LScore(Callback):
         planned_tokens: training tokens of the whole run over all processes, the reference of the
             default formula and the horizon of forecasts. Default: the batches that the Trainer is
             set to process, times the tokens of a batch.
+        directory: where the record, ``lscore.jsonl``, lies; it may be remote, such as
+            ``"s3://bucket/runs/a"``. Default: the run's own folder, the parent of its
+            ``checkpoints``; without a logger ``lscore/<run>/`` under the Trainer's root.
         logits_and_labels: function (module, outputs, batch) -> (logits [B, T, V], labels [B, T]),
             for modules where LScore does not find them. ``outputs`` is what validation_step
             returned.
@@ -111,6 +115,7 @@ class LScore(Callback):
         formula: Formula | str | os.PathLike[str] | None = None,
         *,
         planned_tokens: float | None = None,
+        directory: str | os.PathLike[str] | None = None,
         logits_and_labels: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None,
         labels_are_shifted: bool | None = None,
         from_loss: bool = False,
@@ -129,6 +134,7 @@ class LScore(Callback):
         self._options = Options(
             formula=formula,
             planned_tokens=planned_tokens,
+            directory=directory,
             count_tokens=count_tokens,
             count_bytes=count_bytes,
             measures=measures or {},
@@ -200,7 +206,6 @@ class LScore(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker, before = self._tracker, self._fitted.get(trainer)
-        tracker.directory = _directory(trainer)
         if trainer.global_step and not tracker.is_restored and before is not None:
             tracker.load_state_dict(before.state_dict())
         elif trainer.global_step and not tracker.is_restored:
@@ -209,6 +214,10 @@ class LScore(Callback):
                 "then is in none of its measures, and L charges too little."
             )
         self._fitted[trainer] = tracker
+        if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
+            tracker.directory = None
+        elif tracker.directory is None and trainer.is_global_zero:
+            tracker.directory = _own_folder(trainer, tracker.run)
         self._logged.avoid(trainer)
         # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
         # EarlyStopping then looks for a value that nothing has logged.
@@ -391,11 +400,17 @@ class LScore(Callback):
         self._tracker.assume("names", how)
 
 
-def _directory(trainer: Trainer) -> str | None:
-    directory = trainer.log_dir  # asks the other ranks, so all must ask
-    if trainer.fast_dev_run or trainer.barebones or not trainer.is_global_zero:  # type: ignore[attr-defined]
-        return None
-    return directory or trainer.default_root_dir
+def _own_folder(trainer: Trainer, run: str) -> str:
+    """Return the parent of the run's ``checkpoints``, where ModelCheckpoint has it to itself.
+
+    Without a logger, or one that tells no version, all runs share it: then one in ``lscore/``.
+    """
+    root, logger = trainer.default_root_dir, trainer.logger
+    version = None if logger is None else logger.version
+    if logger is None or version in (None, ""):
+        return os.path.join(root, RUNS_FOLDER, run)
+    version = version if isinstance(version, str) else f"version_{version}"
+    return os.path.join(logger.save_dir or root, str(logger.name), version)
 
 
 def _validation_loaders(trainer: Trainer) -> list[Any]:

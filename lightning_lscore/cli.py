@@ -6,27 +6,39 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-RUN_HELP = "folder of a run's log, or the record file in it (lscore.jsonl)"
+RUN_HELP = (
+    "a run's folder, the record file in it (lscore.jsonl), or a checkpoint; where several runs lie "
+    "there, with #ID of one behind it"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns 0, or 2 after an error that the user can mend."""
     options = _parser().parse_args(arguments)
     try:
-        for text in options.run(options):
-            print(printable(text), flush=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(options.command, f"warning: {message}")
+            warnings.simplefilter("always", UserWarning)
+            for text in options.run(options):
+                print(printable(text), flush=True)
         return 0
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(printable(f"lscore {options.command}: error: {error}"), file=sys.stderr)
+        _say(options.command, f"error: {error}")
         return 2
+
+
+def _say(command: str, text: str) -> None:
+    line = printable(f"lscore {command}: {text}").replace("\n", " ")
+    print(line, file=sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -49,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "validations, when CostEarlyStopping would have stopped it, and what idle time cost. With "
         "--perplexity: L of these numbers.",
     )
-    explain.add_argument("records", nargs="?", type=Path, metavar="RUN", help=RUN_HELP)
+    explain.add_argument("records", nargs="*", metavar="RUN", help=f"{RUN_HELP}; of one run")
+    explain.add_argument("--run", dest="id", metavar="ID", help="of the runs there, this one")
     explain.add_argument("--from", dest="start", type=int, metavar="STEP", help="with RUN")
     explain.add_argument("--to", dest="end", type=int, metavar="STEP", help="with RUN")
     explain.add_argument(
@@ -85,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         "each against a baseline: with what share of its spending it reaches the same perplexity, "
         "and which factors make its L differ. Runs on different evaluation sets are refused.",
     )
-    compare.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    compare.add_argument(
+        "records", nargs="+", metavar="RUN", help=f"{RUN_HELP}; without it all of them"
+    )
+    compare.add_argument(
+        "--run", dest="ids", action="append", metavar="ID", help="of the runs there, this one too"
+    )
     compare.add_argument(
         "--formula", type=Path, metavar="FILE.json", help="score all runs under this one"
     )
@@ -101,7 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--gain",
         nargs="+",
-        type=Path,
         metavar="FINISHED",
         help="finished runs, or a CSV file of them as for calibrate: how much compute their law "
         "needs for the perplexity of each RUN, over what it spent (needs numpy)",
@@ -115,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "% more spending bought beside what it has to buy; of several runs a line each. Needs "
         "lightning-lscore[show].",
     )
-    show.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    show.add_argument("records", nargs="+", metavar="RUN", help=RUN_HELP)
     show.add_argument("-f", "--follow", action="store_true", help="show it anew as it goes on")
     show.add_argument(
         "-n", "--rows", type=int, default=40, metavar="N", help="validations to show (default 40)"
@@ -129,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "where L came from, whether the next percent is worth it, and what to doubt; of several "
         "runs, which reaches a perplexity for less, and why. Needs lightning-lscore[plots].",
     )
-    report.add_argument("records", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
+    report.add_argument("records", nargs="+", metavar="RUN", help=RUN_HELP)
     report.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), metavar="FILE.html"
     )
@@ -156,7 +173,6 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "runs",
         nargs="+",
-        type=Path,
         metavar="RUN",
         help=f"{RUN_HELP}; or a CSV file with the columns parameters, tokens, loss [nats/token]",
     )
@@ -274,16 +290,17 @@ def _explain(options: argparse.Namespace) -> list[str]:
         formula = Formula.load(options.formula)
     elif options.parameters is not None:
         formula = Formula.for_model(options.parameters)
-    if options.records is None:
+    if not options.records:
         return [overview(formula)]
     from .curve.patience import Patience
     from .record.comparable import rescored
-    from .record.file import read_run
+    from .record.runs import one_run
 
     names = ("tolerance", "certainty", "validations", "ratio", "while_decaying")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     patience = Patience(**given)
-    records = read_run(options.records)
+    named = "" if options.id is None else f"#{options.id}"
+    records = one_run([f"{path}{named}" for path in options.records])
     if formula is not None:
         records = rescored(records, formula)
     return [explain_run(records, options.start, options.end, patience)]
@@ -291,10 +308,11 @@ def _explain(options: argparse.Namespace) -> list[str]:
 
 def _compare(options: argparse.Namespace) -> list[str]:
     from .equation.formula import Formula
-    from .record.file import read_run
+    from .record.runs import read_runs
     from .show.comparison import comparison
 
-    runs = {str(path): read_run(path) for path in options.records}
+    ids = options.ids or []
+    runs = read_runs([f"{path}#{i}" for path in options.records for i in ids] or options.records)
     formula = None if options.formula is None else Formula.load(options.formula)
     text = [comparison(runs, formula, baseline=options.baseline, repeats=options.repeats)]
     if options.gain:
@@ -312,14 +330,14 @@ def _show(options: argparse.Namespace) -> Iterator[str]:
 
     from rich.console import Console
 
-    from .record.file import read_run
+    from .record.runs import read_runs
     from .show.terminal import follow, run_table, runs_table
 
     if options.rows < 2:
         raise ValueError(f"--rows: expected a whole number > 1, got {options.rows}.")
 
     def table() -> Any:
-        runs = {printable(str(path)): read_run(path) for path in options.records}
+        runs = {printable(name): records for name, records in read_runs(options.records).items()}
         if len(runs) > 1:
             return runs_table(runs)
         ((name, records),) = runs.items()
@@ -336,12 +354,12 @@ def _show(options: argparse.Namespace) -> Iterator[str]:
 
 def _report(options: argparse.Namespace) -> Iterator[str]:
     from .equation.formula import Formula
-    from .record.file import read_run
+    from .record.runs import read_runs
     from .show.report import report
 
     formula = None if options.formula is None else Formula.load(options.formula)
     made = report(
-        {str(path): read_run(path) for path in options.records},
+        read_runs(options.records),
         over=options.over,
         formula=formula,
         baseline=options.baseline,

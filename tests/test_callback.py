@@ -159,7 +159,8 @@ def test_large_counts_keep_every_digit(trainer):
 
 
 def test_two_formulas_side_by_side(trainer, tmp_path):
-    lax, strict = LScore(BY_TOKENS), LScore(Formula(D=2.0), prefix="strict_")
+    lax = LScore(BY_TOKENS, directory=tmp_path)
+    strict = LScore(Formula(D=2.0), directory=tmp_path, prefix="strict_")
     t = trainer(lax, strict, ModelCheckpoint(tmp_path / "c", monitor="strict_L"))
     t.fit(PlainLM(), loader(8), loader(4))
     perplexity = float(t.callback_metrics["perplexity"])

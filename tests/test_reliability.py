@@ -72,7 +72,7 @@ def fit(trainer, tmp_path):
     def fit(
         steps, ckpt=None, *, lscore=None, model=None, folder=tmp_path, others=(), every=1, **options
     ):
-        lscore = lscore or LScore()
+        lscore = lscore or LScore(directory=folder)
         save = ModelCheckpoint(
             folder / "c", "{step}", save_top_k=-1, every_n_train_steps=every, save_on_exception=True
         )
@@ -547,7 +547,7 @@ def test_a_gpu_that_falls_off_the_bus_costs_its_readings_not_the_run(fit, tmp_pa
             return super().training_step(batch, batch_idx)
 
     with pytest.warns(UserWarning, match="no longer answers: .*lost") as warned:
-        fit(6, model=Loses(), lscore=LScore(sample_interval=0.01))
+        fit(6, model=Loses(), lscore=LScore(directory=tmp_path, sample_interval=0.01))
     assert len([w for w in warned if "no longer answers" in str(w.message)]) == 1
     last = read_records(tmp_path)[-1].measurements
     assert last.tokens == 6 * STEP
@@ -748,7 +748,8 @@ def test_what_was_validated_is_counted_whatever_the_limits(
     assert lscore.last_record.measurements.validation_tokens == tokens
     assert lscore.last_record.L is not None
     written = "limit_val_batches" in options
-    assert [p.name for p in tmp_path.iterdir()] == [RECORD_FILE] * written
+    assert [p.name for p in tmp_path.rglob("*.jsonl")] == [RECORD_FILE] * written
+    assert len([*tmp_path.iterdir()]) == written
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Context:
         self._formula = dict(data["formula"])
         self._versions = {_word(k): _word(v) for k, v in data["versions"].items()}
         self._assumptions = {_word(k): _word(v) for k, v in data["assumptions"].items()}
+        self._fits = tuple([_word(fit) for fit in data["fits"]])
         self._devices = tuple(_device(device) for device in data["devices"])
         self._evaluation = None if data["evaluation"] is None else _set(data["evaluation"])
         self._level = number_or_none(data["level"], "level")
@@ -107,6 +108,7 @@ class Context:
             hardware=self._used(data.get("hardware", ()), m),
             versions=self._versions,
             assumptions=self._assumptions,
+            fits=self._fits,
         )
         return made
 

@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from typing import IO
 
 from ..equation.baseline import register_reader
+from . import remote
+from .find import RECORD_FILE, record_files
 from .lines import lines_of
 from .reader import Reader
 from .record import Record
 
-RECORD_FILE = "lscore.jsonl"
+__all__ = [
+    "RECORD_FILE",
+    "append_record",
+    "copy_run",
+    "read_records",
+    "read_run",
+    "records_since",
+]
+
 SEARCHED_BYTES = 2**26  # of a file's end, for the newest line of a run
 
-# Each file as this process left it: device, inode and size, and the hashes of the contexts in it.
-_written: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
+# After so many validations a context is written again: should the line be spoiled, its copy tells
+# what the validations mean.
+_CONTEXT_AGAIN = frozenset({0, *(8**n for n in range(1, 12))})
+
+# Each file as this process left it: device, inode and size, and the hashes of the contexts in it
+# with the validations that follow them.
+_written: dict[str, tuple[tuple[int, int, int], dict[str, int]]] = {}
 
 
 def append_record(path: str | os.PathLike[str], record: Record) -> None:
@@ -41,14 +58,15 @@ def append_record(path: str | os.PathLike[str], record: Record) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "a+b") as file:
         _cut_torn_line(file)
-        place, contexts = _written.pop(path, (None, frozenset[str]()))
+        place, contexts = _written.pop(path, (None, {}))
         if place != _place(file):
-            contexts = frozenset()
+            contexts = {}
+        n = contexts.get(key, 0)
         # One write: a crash tears at most one line, and readers see it whole or not at all.
-        file.write((validation if key in contexts else context + validation).encode())
+        file.write((context * (n in _CONTEXT_AGAIN) + validation).encode())
         file.flush()
         os.fsync(file.fileno())
-        _written[path] = _place(file), contexts | {key}
+        _written[path] = _place(file), {**contexts, key: n + 1}
 
 
 def _place(file: IO[bytes]) -> tuple[int, int, int]:
@@ -56,40 +74,66 @@ def _place(file: IO[bytes]) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_size
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Read the validations that a run wrote, oldest first.
+def read_records(path: str | os.PathLike[str], run: str | None = None) -> list[Record]:
+    """Read the validations that runs wrote, oldest first.
 
     Args:
-        path: a record file, or a folder that holds ``lscore.jsonl``.
+        path: a record file; the folder of a run, of its checkpoints or of many runs, or a
+            checkpoint; any of them with ``#`` and a run's identifier behind it.
+        run: the identifier of a run, or its beginning: the others are left out.
 
     Returns:
-        Records in the order written. Where a run went on from a checkpoint and validated again,
-        the repeated validations replace those that the resume threw away.
+        Records in the order written, file by file. Where a run went on from a checkpoint and
+        validated again, the repeated validations replace those that the resume threw away.
+
+    Warns:
+        UserWarning: for lines that are no record, with their numbers; they are left out. A last
+            line without its end, as a crash leaves it, is passed over.
 
     Raises:
         FileNotFoundError: if there is no such file; the message says where it was looked for.
-        ValueError: if a line is not a record; the message names the file and the line. A last line
-            without its end, as a crash leaves it, is passed over.
+        ValueError: if no line of a file is a record, or none of the run ``run``.
     """
-    path = os.fspath(path)
-    if os.path.isdir(path):
-        path = os.path.join(path, RECORD_FILE)
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"no record at {path}: expected the {RECORD_FILE} that LScore writes into the run's "
-            "log directory, or the folder that holds it."
-        )
-    records: list[Record | None] = []
-    kept: dict[str, list[tuple[int, int]]] = {}  # of each run's lines, the batch and the place
-    with _without_gc(), open(path, "rb") as file:
-        for record in _read(file, path):
-            mine = kept.setdefault(record.run, [])
-            batch = record.batch
-            while mine and mine[-1][0] >= batch:  # each is taken out once: linear in all
-                records[mine.pop()[1]] = None
-            mine.append((batch, len(records)))
-            records.append(record)
-    return [r for r in records if r is not None]
+    place, named = split_run(path)
+    run = named if run is None else run
+    with _without_gc():
+        records = [record for file in record_files(place) for record in _read_file(file)]
+    if run is None:
+        return records
+    mine = [record for record in records if record.run.startswith(run)]
+    if len({record.run for record in mine}) != 1:
+        there = ", ".join(sorted({record.run for record in records})) or "none"
+        raise ValueError(f"{place}: expected one run of the name {run!r}, got {there}.")
+    return mine
+
+
+def split_run(path: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Return a path, and the run that stands behind its ``#``; None without one."""
+    text = os.fspath(path)
+    place, mark, run = text.rpartition("#")
+    return (place, run) if mark and run and not os.path.exists(text) else (text, None)
+
+
+def _read_file(path: str) -> list[Record]:
+    reader = Reader()
+    with _open(path) as file:
+        found, spoiled = _read(file, reader)
+        if spoiled:  # once more: a context may stand behind validations whose own was spoiled
+            file.seek(0)
+            found, spoiled = _read(file, reader)
+    if spoiled:
+        number, error = spoiled[0]
+        others = [str(n) for n, _ in spoiled[1:6]] + ["..."] * (len(spoiled) > 6)
+        more = f" (and {len(spoiled) - 1} more: {', '.join(others)})" if others else ""
+        told = f"{path}, line {number}{more}: {error}"
+        if not found:
+            raise ValueError(told) from error
+        warnings.warn(f"{told}; it is left out, and the rest was read.", stacklevel=3)
+    return found
+
+
+def _open(path: str) -> IO[bytes]:
+    return io.BytesIO(remote.read(path)) if remote.is_remote(path) else open(path, "rb")
 
 
 @contextlib.contextmanager
@@ -104,32 +148,69 @@ def _without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _read(file: IO[bytes], path: str) -> Iterator[Record]:
-    reader = Reader()
+def _read(file: IO[bytes], reader: Reader) -> tuple[list[Record], list[tuple[int, ValueError]]]:
+    """The validations that no later line replaces, and the lines that are no record."""
+    records: list[Record | None] = []
+    kept: dict[str, list[tuple[int, int]]] = {}  # of each run's lines, the batch and the place
+    spoiled = []
     for number, line in enumerate(file, 1):
         if not line.endswith(b"\n"):
             break
         try:
             record = reader.take(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if record is not None:
-            yield record
+            spoiled.append((number, error))
+            continue
+        if record is None:
+            continue
+        mine = kept.setdefault(record.run, [])
+        batch = record.batch
+        while mine and mine[-1][0] >= batch:  # each is taken out once: linear in all
+            records[mine.pop()[1]] = None
+        mine.append((batch, len(records)))
+        records.append(record)
+    return [r for r in records if r is not None], spoiled
 
 
-def read_run(path: str | os.PathLike[str]) -> list[Record]:
-    """Read the validations of one run, the newest in the file, oldest first.
+def read_run(path: str | os.PathLike[str], run: str | None = None) -> list[Record]:
+    """Read the validations of one run, oldest first.
+
+    Args:
+        path: as for :func:`read_records`.
+        run: its identifier, or the beginning of it. Default: the run that wrote last.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_records`, and where the file holds no record.
+        FileNotFoundError, ValueError: as :func:`read_records`, and where there is no record.
     """
-    records = read_records(path)
+    records = read_records(path, run)
     if not records:
         raise ValueError(f"expected at least one validation in {os.fspath(path)}, got none.")
     return [r for r in records if r.run == records[-1].run]
 
 
 register_reader(read_run)  # for Formula.from_record(path)
+
+
+def copy_run(source: str, target: str, run: str, batch: int) -> None:
+    """Add a run's lines up to ``batch`` to another file, each behind its context.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+    """
+    lines, reader, mark = [], Reader(), b'"run":' + json.dumps(run).encode()
+    with open(source, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                record = reader.take(line)
+                is_mine = mark in line if record is None else record.run == run
+                if is_mine and line.endswith(b"\n") and (record is None or record.batch <= batch):
+                    lines.append(line)
+    os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+    with open(target, "a+b") as file:
+        _cut_torn_line(file)
+        file.write(b"".join(lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def records_since(path: str | os.PathLike[str], run: str, batch: int) -> list[Record]:

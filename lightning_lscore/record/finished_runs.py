@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ..equation.formula import Formula
 from ..equation.safe_numbers import as_number
 from .comparable import why_other_set
-from .file import read_records
 from .record import Record
+from .runs import read_runs
 
 COLUMNS = ("parameters", "tokens", "loss")
 
@@ -51,9 +51,10 @@ def read_finished(paths: Sequence[str | os.PathLike[str]]) -> FinishedRuns:
         rows = [row for table in tables for row in _rows(table)]
         T = "perplexity"
     else:
-        ends = {r.run: (str(path), r) for path in paths for r in read_records(path)}
-        T = _common_perplexity(list(ends.values()))
-        rows = [_row(name, record, T) for name, record in ends.values()]
+        runs = read_runs(paths, may_be_empty=True)
+        ends = [(name, records[-1]) for name, records in runs.items()]
+        T = _common_perplexity(ends)
+        rows = [_row(name, record, T) for name, record in ends]
     if not rows:
         raise ValueError("expected at least one finished run, got none.")
     N, D, loss = zip(*rows, strict=True)

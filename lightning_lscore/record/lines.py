@@ -79,6 +79,7 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         "formula": dict(record.formula),
         "versions": dict(record.versions),
         "assumptions": dict(record.assumptions),
+        "fits": list(record.fits),
         "devices": [asdict(device) for device in record.devices],
         "evaluation": None if evaluation is None else asdict(evaluation),
         "level": m.level,

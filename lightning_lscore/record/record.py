@@ -59,6 +59,9 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     assumptions: Mapping[str, str] = field(default_factory=dict)
     """What LScore took for granted about the loop, by subject: its plan, its tokens, its labels."""
+    fits: tuple[str, ...] = field(default_factory=tuple)
+    """The run's fits so far, of which the last one wrote this. A run that went on from one
+    checkpoint twice has two ends, told apart by them."""
 
     @classmethod
     def parsed_later(cls, run: str, batch: int, parse: Callable[[], Record]) -> Record:

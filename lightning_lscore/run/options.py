@@ -27,6 +27,7 @@ class Options:
 
     formula: Formula | str | os.PathLike[str] | None = None
     planned_tokens: float | None = None
+    directory: str | os.PathLike[str] | None = None
     count_tokens: Callable[[Any], int] | None = None
     count_bytes: Any = None
     measures: Mapping[str, OwnMeasure] = field(default_factory=dict)
@@ -46,6 +47,10 @@ class Options:
         expect(fits, "formula", "a Formula or the path of one", given)
         if self.planned_tokens is not None:
             self._keep("planned_tokens", positive(self.planned_tokens, "planned_tokens"))
+        if self.directory is not None:
+            fits = isinstance(self.directory, (str, os.PathLike))
+            expect(fits, "directory", "the path of a folder, or None", self.directory)
+            self._keep("directory", str(os.fspath(self.directory)))
         function = self.count_tokens
         fits = function is None or callable(function)
         expect(fits, "count_tokens", "a function or None", function)

@@ -68,6 +68,7 @@ def score_run(
         hardware={key: seen.use() for key, seen in spending.devices.items()},
         versions=versions(),
         assumptions=dict(assumptions),
+        fits=state.fits,
     )
 
 

@@ -22,6 +22,7 @@ from .progress import Progress
 from .spending import Spending
 
 SCHEMA = 1
+FITS = 64  # of a run that was resumed more often, the newest
 _REQUIRED = frozenset({"run", "spent", "planned_batches", "formula", "logged"})
 
 
@@ -47,6 +48,14 @@ class RunState:
     fingerprints: tuple[str, ...] = ()
     """Of the set that the last validation counted."""
     progress: Progress = field(default_factory=Progress)
+    fits: tuple[str, ...] = ()
+    """Of the run so far, this one last."""
+    record: str | None = None
+    """The file that its newest lines lie in; None before the first fit with a record."""
+
+    def begin_fit(self) -> None:
+        """Give the fit that begins a name."""
+        self.fits = (*self.fits, uuid.uuid4().hex[:8])[-FITS:]
 
     def settle_formula(self, parameters: ParameterCount, plan: Plan) -> Formula:
         """Return the formula in force; make it from the run's first plan if none was given."""
@@ -97,6 +106,8 @@ class RunState:
             "formula": None if self.formula is None else self.formula.to_dict(),
             "logged": self.logged,
             "fingerprints": self.fingerprints,
+            "fits": self.fits,
+            "record": self.record,
             **self.progress.to_dict(),
         }
         return {name: _plain(value) for name, value in state.items()}
@@ -134,6 +145,8 @@ class RunState:
                 logged={_text(key): float(value) for key, value in state["logged"].items()},
                 fingerprints=tuple(map(_text, state.get("fingerprints", ()))),
                 progress=Progress.from_dict(state) if same else Progress(),
+                fits=tuple(map(_text, state.get("fits", ()))),
+                record=None if state.get("record") is None else _text(state["record"]),
             )
         except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             raise _no_state(f"that cannot be read ({error})") from error

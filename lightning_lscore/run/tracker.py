@@ -113,6 +113,7 @@ class Tracker:
         self._options = Options(
             formula=formula,
             planned_tokens=planned_tokens,
+            directory=directory,
             count_tokens=count_tokens,
             count_bytes=count_bytes,
             measures=measures or {},
@@ -143,7 +144,7 @@ class Tracker:
         self._tell = tell or _tell_on_rank_0
         self._assumed: dict[str, str] = {}
         self._ledger = Ledger(prefix, self.warn_once)
-        self.directory = directory
+        self.directory = self._options.directory
 
     @property
     def directory(self) -> str | os.PathLike[str] | None:
@@ -163,6 +164,16 @@ class Tracker:
     def plan(self, plan: Plan) -> None:
         given = self._options.planned_tokens
         self._plan = plan if given is None else replace(plan, tokens=given)
+
+    @property
+    def record_path(self) -> str | None:
+        """The file of the record; None on other processes than rank 0, and without a directory."""
+        return self._ledger.path
+
+    @property
+    def run(self) -> str:
+        """Identifies the run; a resumed one keeps it."""
+        return self._state.id
 
     @property
     def formula(self) -> Formula | None:
@@ -231,7 +242,9 @@ class Tracker:
         self.device = self.device or _device_of(model)
         state, options = self._state, self._options
         if self._resumed:
-            self._ledger.count_lost(state)
+            self._ledger.go_on(state)
+        state.begin_fit()
+        state.record = self._ledger.path or state.record
         if options.given_formula is None:
             length = Epochs(batches_per_epoch).length
             state.shape = epoch_shape(loaders, length, options.count_tokens)
@@ -620,6 +633,7 @@ class Tracker:
             # A GPU that failed cannot be asked for its last counts, and raises again.
             with contextlib.suppress(RuntimeError):
                 self._state.spending = segment.total()
+        self._ledger.close()
         self._held_out, self._architecture.model = [], None
         self._options.measures.clear()  # type: ignore[attr-defined]  # functions of the loop
 

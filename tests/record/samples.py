@@ -44,6 +44,7 @@ def record(batch=1, run="a", *, perplexity=5.0, tokens=100, **changes):
         "hardware": {"GPU-1": DeviceUse(energy_kwh=1.5, busy_fraction=0.5)},
         "versions": {"torch": "2"},
         "assumptions": {"plan": "4 batches, counted"},
+        "fits": ("0a1b2c3d",),
     }
     return Record(**{**values, **changes})
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -127,29 +128,57 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
         append_record(tmp_path / "file" / RECORD_FILE, record())
 
 
-@pytest.mark.parametrize("junk", [b"\n", b"{}\n", b"\xff\xfe\n", b"\x00\x00\n", b"[[\n", b"1\r\n"])
+JUNK = [b"\n", b"{}\n", b"\xff\xfe\n", b"\x00\x00\n", b"[[\n", b"1\r\n"]
+
+
+@pytest.mark.parametrize("junk", JUNK)
 def test_a_whole_line_that_is_no_record_is_named(path, junk):
-    """The message names the file and the line."""
-    write(path, record(1))
-    path.write_bytes(path.read_bytes() + junk)
-    with pytest.raises(ValueError, match=r"lscore\.jsonl, line 3: "):
+    """The message names the file and the line; the other lines are read."""
+    write(path, record(1), record(2))
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*whole[:2], junk, whole[2], junk]))
+    with pytest.warns(UserWarning, match=r"lscore\.jsonl, line 3 \(and 1 more: 5\): "):
+        assert read_records(path) == [record(1), record(2)]
+    path.write_bytes(junk)
+    with pytest.raises(ValueError, match=r"lscore\.jsonl, line 1: "):
         read_records(path)
+
+
+def test_a_spoiled_line_costs_that_line_alone(path):
+    """Whichever it is: a copy of the context says what the validations mean."""
+    write(path, *(record(n) for n in range(1, 11)))
+    whole = path.read_bytes().splitlines(keepends=True)
+    assert len(whole) == 10 + 2
+    for i, line in enumerate(whole):
+        path.write_bytes(b"".join([*whole[:i], line[:9] + b"?" + line[10:], *whole[i + 1 :]]))
+        with pytest.warns(UserWarning, match=rf"lscore\.jsonl, line {i + 1}: "):
+            found = read_records(path)
+        assert len(found) == 10 - (b'"run"' not in line)
+
+
+def test_a_long_run_repeats_its_context_ever_less_often(path):
+    write(path, *(record(n) for n in range(70)))
+    lines = path.read_text().splitlines()
+    assert [i for i, line in enumerate(lines) if '"run"' in line] == [0, 9, 66]
 
 
 @settings(max_examples=60)
 @given(st.binary(max_size=100), st.integers(0, 3))
 def test_any_bytes_are_records_or_a_value_error(tmp_path_factory, junk, at):
-    """Random bytes anywhere in a file raise nothing else."""
+    """Random bytes anywhere in a file raise nothing else; what is left out is named."""
     path = tmp_path_factory.getbasetemp() / "junk.jsonl"
     line = text_of(record()).rstrip().encode()
     place = at * len(line) // 3
     path.write_bytes(line[:place] + junk + line[place:] + b"\n")
-    try:
-        found = read_records(path)
-    except ValueError as error:
-        message = str(error)
-    else:
-        message = "junk.jsonl, line 1" if len(found) <= 1 else ""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            found = read_records(path)
+        except ValueError as error:
+            message = str(error)
+        else:
+            message = str(warned[0].message) if warned else ""
+            message = message or ("junk.jsonl, line 1" if len(found) <= 1 else "")
     assert "junk.jsonl, line " in message
 
 
