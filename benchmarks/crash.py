@@ -113,7 +113,7 @@ def fit(folder: Path, steps: int, checkpoint: str | None, pipe: int) -> None:
         val_check_interval=VALIDATE_EVERY,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[LScore(), save, Pulse(pipe)],
+        callbacks=[LScore(directory=folder), save, Pulse(pipe)],
         logger=False,
         default_root_dir=folder,
         enable_progress_bar=False,

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .artifacts import attach
 from .equation.formula import Formula
 from .heldout.capture import Capture, ChooseLoss
 from .heldout.held_out import HeldOut
@@ -270,6 +271,7 @@ class LScore(Callback):
             tracker.finish()
         if not self.is_judged:
             tracker.look_back()
+        attach(tracker.local_record_path, tracker.run, trainer.loggers, tracker.warn_once)
         self._stop()
 
     def on_exception(

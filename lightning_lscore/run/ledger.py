@@ -43,7 +43,8 @@ class Ledger:
         """The file that this process writes; None where it writes none."""
         if self.directory is None or processes.rank() != 0:
             return None
-        return os.path.join(remote.without_protocol(self.directory), self._file)
+        path = os.path.join(remote.without_protocol(self.directory), self._file)
+        return path if remote.is_remote(path) else os.path.abspath(path)
 
     @property
     def local_path(self) -> str | None:

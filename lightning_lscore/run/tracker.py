@@ -171,6 +171,11 @@ class Tracker:
         return self._ledger.path
 
     @property
+    def local_record_path(self) -> str | None:
+        """The same on this machine, where the record's folder is remote; until :meth:`close`."""
+        return self._ledger.local_path
+
+    @property
     def run(self) -> str:
         """Identifies the run; a resumed one keeps it."""
         return self._state.id
