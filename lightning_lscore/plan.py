@@ -13,6 +13,9 @@ from .run.plan import Plan
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+RATE_BATCHES = 10
+"""Fewer batches tell no rate: the first ones are slow."""
+
 
 def plan_of(trainer: Trainer, *, starting: bool = False) -> Plan:
     """Return how many micro-batches each process is still going to train on, and how that is known.
@@ -26,11 +29,13 @@ def plan_of(trainer: Trainer, *, starting: bool = False) -> Plan:
     loop = replace(loop, length=length)
     to_come = loop.batches_to_come()
     if not trainer.lightning_module.automatic_optimization and math.isfinite(loop.max_steps):
-        to_come, how = _by_steps_of_the_module(trainer, loop)
+        to_come, how = _by_steps_of_the_module(trainer, loop, how)
     if timer := _timer(trainer):
         until_then = _batches_until(timer, trainer, loop)
         if until_then is None:
-            return Plan(how="unknown before the first validation: max_time ends the run")
+            return Plan(
+                how=f"unknown before {RATE_BATCHES} batches have passed, as max_time counts"
+            )
         if until_then < to_come:
             to_come, how = until_then, "from the ratio so far, of batches to time, and max_time"
     return Plan(to_come=to_come if math.isfinite(to_come) else None, how=how)
@@ -107,7 +112,7 @@ def _batches_of_this_epoch(trainer: Trainer) -> int:
     return done
 
 
-def _by_steps_of_the_module(trainer: Trainer, loop: Loop) -> tuple[float, str]:
+def _by_steps_of_the_module(trainer: Trainer, loop: Loop, how: str) -> tuple[float, str]:
     """Under manual optimisation each optimiser's step counts, as often as the module takes it."""
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
     steps, left = loop.step, int(loop.max_steps) - loop.step
@@ -115,15 +120,16 @@ def _by_steps_of_the_module(trainer: Trainer, loop: Loop) -> tuple[float, str]:
     if not steps and (not batches or math.isinf(by_epochs)):
         return math.inf, "unknown before the module's optimisers have stepped, as max_steps counts"
     by_steps = -(-left * batches // steps) if steps else math.inf
-    how = "from the ratio so far, of batches to steps of the module's optimisers, and max_steps"
-    return (by_steps, how) if by_steps < by_epochs else (by_epochs, "counted by max_epochs")
+    if by_epochs <= by_steps:
+        return by_epochs, how
+    return by_steps, "from the ratio so far, of batches to steps of the module's optimisers"
 
 
 def _batches_until(timer: Any, trainer: Trainer, loop: Loop) -> float | None:
-    """Return the batches until ``max_time`` at the rate so far; None before the first batch."""
+    """Return the batches until ``max_time`` at the rate so far; None before there is one."""
     batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
     seconds = timer.time_elapsed()
-    if not batches or not seconds:
+    if batches < RATE_BATCHES or not seconds:
         return None
     to_come = float(max(0.0, timer.time_remaining()) * batches / seconds)
     if getattr(timer, "_interval", "step") == "epoch" and math.isfinite(loop.length):

@@ -213,15 +213,15 @@ class OneSecondABatch(Timer):
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_max_time_is_known_by_the_batches_so_far(interval):
-    """Not before there are any; another limit that comes earlier counts."""
-    timer = OneSecondABatch({"seconds": 12}, interval, verbose=False)
+    """Not before there are enough of them; another limit that comes earlier counts."""
+    timer = OneSecondABatch({"seconds": 22}, interval, verbose=False)
     watch = fit(rows(5), timer, max_epochs=100)
-    assert watch.done == (12 if interval == "step" else 15)
-    assert watch.plans[0] is None
-    assert set(watch.plans[1:]) == {watch.done}
-    assert watch.asked[0][1] == "unknown before the first validation: max_time ends the run"
-    timer = OneSecondABatch({"seconds": 12}, interval, verbose=False)
-    assert fit(rows(5), timer, max_epochs=2).plans == [None, 10, 10]
+    assert watch.done == (22 if interval == "step" else 25)
+    assert watch.plans[:2] == [None, None]
+    assert set(watch.plans[2:]) == {watch.done}
+    assert watch.asked[0][1] == "unknown before 10 batches have passed, as max_time counts"
+    timer = OneSecondABatch({"seconds": 22}, interval, verbose=False)
+    assert fit(rows(5), timer, max_epochs=4).plans == [None, None, 20, 20, 20]
 
 
 def test_without_a_limit_there_is_no_plan():

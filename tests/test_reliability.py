@@ -564,7 +564,7 @@ def test_energy_and_capacity_go_on_from_the_checkpoint_on_another_gpu(fit, tmp_p
 
     seen = []
     of = Sampler.by_device
-    monkeypatch.setattr(Sampler, "by_device", lambda s: seen.append(of(s)) or seen[-1])
+    monkeypatch.setattr(Sampler, "by_device", lambda *a: seen.append(of(*a)) or seen[-1])
 
     fit(5, model=on("NVIDIA H100 80GB HBM3", 10**9))
     checkpoint = tmp_path / "c" / "step=3.ckpt"

@@ -18,9 +18,9 @@ from .tokens import TokenCounter
 
 ROWS = 512
 """So many rows are read in advance, evenly spread over a longer epoch."""
-BATCHES = 8
-"""So many batches at least."""
-SECONDS = 0.1
+BATCHES = range(8, 256)
+"""In so many batches at least, and at most."""
+SECONDS = 0.25
 """Data that takes longer is left alone."""
 
 
@@ -87,7 +87,7 @@ def _read_ahead(
     loader: DataLoader[Any], length: int, rows: int, count_tokens: Callable[[Any], int] | None
 ) -> list[float] | None:
     dataset, size, began = loader.dataset, loader.batch_size or 1, time.monotonic()
-    many = length if length * size <= ROWS else min(length, max(BATCHES, ROWS // size))
+    many = min(length, max(BATCHES.start, min(BATCHES.stop, ROWS // size)))
     tokens: list[float] = []
     counter = TokenCounter(count_tokens)
     # What goes wrong here will go wrong in training, where it is someone's to see.
