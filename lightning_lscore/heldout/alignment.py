@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,17 @@ _IN_PLACE = re.compile(
 # What rounding may change of a mean loss that is computed in this dtype.
 _ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _SETTLES = "Say LScore(labels_are_shifted=True) or False."
+
+
+class Shift(NamedTuple):
+    """How labels are aligned."""
+
+    shifted: bool
+    """Whether label t belongs to logits t already."""
+    how: str
+    """It is known, in words."""
+    stated: bool = False
+    """Whether a loss call of these labels states it."""
 
 
 class Alignment:
@@ -86,7 +97,7 @@ class Alignment:
         call: Call | None,
         losses: Sequence[LossCall] = (),
         loss: Any = None,
-    ) -> tuple[bool, str]:
+    ) -> Shift:
         """Return whether labels that were found beside logits are shifted, and how that is known.
 
         Args:
@@ -98,22 +109,23 @@ class Alignment:
             loss: that the step returned.
         """
         if self._declared is not None:
-            return self._declared, f"declared {'' if self._declared else 'not '}shifted"
+            return Shift(self._declared, f"declared {'' if self._declared else 'not '}shifted")
         if labels.ndim == 1 or values.shape[1:2] == (1,):
-            return True, "one prediction a sample, nothing to shift"
+            return Shift(True, "one prediction a sample, nothing to shift")
         if call is not None and call.shifted:
-            return True, "labels as an encoder-decoder model has them"
+            return Shift(True, "labels as an encoder-decoder model has them")
         ignore = self._ignore_index
         evidence: tuple[tuple[str, Callable[[], bool | None]], ...] = (
             ("the loss call", lambda: of_losses(losses, labels, ignore)),
             ("the tokens", lambda: self._against(labels, read)),
             ("the loss's value", lambda: of_value(loss, values, labels, ignore)),
         )
-        found = self._first(_sizes(losses), evidence)
+        form = (*values.shape[1:], *labels.shape[1:], *_sizes(losses))
+        found = self._first(form, evidence)
         if found is not None:
-            how = f"labels found to be {'already' if found[0] else 'not'} shifted"
-            return found[0], f"{how}; by {found[1]}"
-        return self._guess(labels)
+            how = f"labels found to be {'already' if found[0] else 'not'} shifted; by {found[1]}"
+            return Shift(found[0], how, stated=found[1] == evidence[0][0])
+        return Shift(*self._guess(labels))
 
     def _guess(self, labels: Tensor) -> tuple[bool, str]:
         if not self.guessed and not (whole(labels) != self._ignore_index).any():

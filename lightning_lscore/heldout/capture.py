@@ -26,15 +26,16 @@ from ..model.batch import find_tokens, integer_tensors
 from ..model.language_models import language_models
 from ..model.sharded import whole
 from .alignment import Alignment, of_size, shift
+from .fit import with_joined
 from .held_out import HeldOut
 from .hidden_nll import hidden_nll
 from .ignored import Ignored
+from .is_text import IsText
 from .listening import Call, LanguageModel
 from .loss_call import IGNORED, LossCall, LossCalls
-from .nothing_found import nothing_found, refuse_classes
+from .nothing_found import nothing_found
 from .own_loss import ChooseLoss, OwnLoss
 from .step import Step, is_of_rows
-from .text_rows import is_text, with_joined
 from .ways import (
     Found,
     LogitsAndLabels,
@@ -72,8 +73,6 @@ class Capture:
     ) -> None:
         self.source = ""
         """Which way was used and how the labels were aligned, in words."""
-        self.counted = ""
-        """How many labels of the first batch counted, in words."""
         self._function = function
         self._declared = function is not None or labels_are_shifted is not None
         self._ignored = Ignored(ignore_index)
@@ -84,7 +83,9 @@ class Capture:
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
         self._step: Step | None = None
-        self._looked: set[tuple[Any, ...]] = set()  # forms of labels that are known to be text
+        self._is_text = IsText()
+        self._sources: set[str] = set()
+        self._told: list[str] = []  # how many labels of each source counted in its first batch
 
     @property
     def guessed(self) -> bool:
@@ -94,16 +95,16 @@ class Capture:
     @property
     def doubts(self) -> list[str]:
         """Sentences about evidence that contradicts itself, or leaves something open."""
-        return [*self._alignment.doubts, *self._own_loss.doubts, *self._ignored.doubts]
+        found = (self._alignment, self._own_loss, self._ignored, self._is_text)
+        return [doubt for one in found for doubt in one.doubts]
 
     @property
     def assumption(self) -> str:
         """What is taken for granted about the labels, and the arguments that override it."""
-        if not self.source:
-            return "none, since this process had no held-out data"
-        counted = f"; {self.counted} of the first batch counted" if self.counted else ""
+        if not self._told:
+            return "none, since this process had no held-out label that counts"
         return (
-            f"{self.source}{counted}. Overridden by logits_and_labels, loss_call, "
+            f"{' | '.join(self._told)}. Overridden by logits_and_labels, loss_call, "
             "labels_are_shifted and ignore_index"
         )
 
@@ -147,7 +148,7 @@ class Capture:
             repeated: samples at the end of the batch that a sampler repeated; they are not counted.
         """
         self._step = Step(batch, held_out, repeated, self._ignored.index, self._mesh)
-        self._losses.start()
+        self._losses.start(measure=self._function is None)
 
     def end_batch(self, module: Any, outputs: Any, batch: Any) -> None:
         """Hand on logits and labels after a validation step, unless they were heard in it.
@@ -162,19 +163,23 @@ class Capture:
                 self._find(step, module, outputs, batch)
         finally:
             self._losses.forget()
-        self.counted = self.counted or step.counted()
+        if self.source not in self._sources and (counted := step.counted()):
+            self._sources.add(self.source)
+            self._told.append(f"{self.source}; {counted} counted in the first batch")
 
     def _find(self, step: Step, module: Any, outputs: Any, batch: Any) -> None:
         ignore, found = self._ignored.index, by_function(self._function, module, outputs, batch)
         if not self._own_loss.declared:
             found = found or by_outputs(outputs)
-        if found is None and self._by_own_loss(step, outputs, batch):
+        if found is None and self._function is None and self._by_own_loss(step, outputs, batch):
             return
         found = found or by_logits(outputs, batch, ignore)
         found = found or by_call(step.only_call(), batch, ignore)
         if found is None and self._from_loss:
             found = by_loss(outputs, batch, ignore)
             self._own_loss.doubt_mean(step.repeated)
+        if found is None and self._losses.heard and not self._losses.any_counted():
+            return  # as where all labels of a batch are those of prompts
         if found is None:
             refused = step.refused + self._own_loss.refusal(self._losses.heard)
             raise nothing_found(outputs, bool(self._models), refused)
@@ -183,51 +188,38 @@ class Capture:
     def _by_own_loss(self, step: Step, outputs: Any, batch: Any) -> bool:
         found = self._own_loss.find(self._losses, batch, outputs, step.repeated)
         for nll, labels, self.source in found or ():
-            labels = labels.masked_fill(labels == IGNORED, self._ignored.index)
-            step.add(nll, labels, is_nll=True)
+            step.add(nll, self._marked(labels), is_nll=True)
         return found is not None
 
     def _hand_on(self, step: Step, found: Found, loss: Any) -> None:
+        values, call = found.values, step.call
         losses = of_size(self._losses.heard, found.labels)
         labels, ignored = self._ignored.mark(found.labels, losses)
-        call = step.call
         read = [None if call is None else call.tokens, *with_joined(self._losses.read)]
-        read += [find_tokens(step.batch), *_others(step.batch, found.labels)]
-        shifted, how = self._alignment.of_found(
-            found.values, labels, read, call, losses, loss if found.values.ndim else None
-        )
-        if not self._declared:
-            self._is_language(found.values, labels, read)
-        self.source = f"{found.source}; {how}; {ignored}"
+        read += [find_tokens(step.batch), *_longer(step.batch, found.labels)]
+        known_loss = loss if values.ndim else None
+        shift_ = self._alignment.of_found(values, labels, read, call, losses, known_loss)
+        if values.ndim and not self._declared:
+            looked_up = self._losses.read
+            self._is_text.check(self._canonical(labels), read, values, looked_up, self.guessed)
+        self.source = f"{found.source}; {shift_.how}; {ignored}"
+        labels = self._shifted(labels, shift_.shifted)
+        if stated := shift_.stated and len(losses) == 1:
+            labels = self._ignored.as_stated(labels, losses[0])
         step.hand_on(
-            found.values,
-            self._shifted(labels, shifted),
+            values,
+            labels,
             call,
-            is_nll=found.values.ndim == 0,
-            came_shifted=shifted,
+            is_nll=values.ndim == 0,
+            came_shifted=shift_.shifted,
+            stated=stated,
         )
 
-    def _is_language(self, values: Tensor, labels: Tensor, read: list[Tensor | None]) -> None:
-        """Refuse, or doubt, labels that are no text; looked up once for each form."""
-        form = (*values.shape[1:], *labels.shape[1:])
-        if form in self._looked or not values.ndim:
-            return
-        known = is_text(labels.masked_fill(labels == self._ignored.index, IGNORED), read)
-        if not known:
-            refuse_classes(values, [t for t in self._losses.read if t.ndim == 2])
-        if known is False and not self.guessed:
-            self._doubt_text()
-        if known is not None:
-            self._looked.add(form)
+    def _marked(self, labels: Tensor) -> Tensor:
+        return labels.masked_fill(labels == IGNORED, self._ignored.index)
 
-    def _doubt_text(self) -> None:
-        doubt = (
-            "scores labels that are neither the tokens that the model read nor those after them. If"
-            " it predicts something else than the next token, as a masked model does, this is no "
-            "perplexity. LScore(logits_and_labels=function) says what counts."
-        )
-        if doubt not in self._own_loss.doubts:
-            self._own_loss.doubts.append(doubt)
+    def _canonical(self, labels: Tensor) -> Tensor:
+        return labels.masked_fill(labels == self._ignored.index, IGNORED)
 
     def _after_teacher(self, call: Call) -> None:
         self._losses.leave()
@@ -253,24 +245,18 @@ class Capture:
                 " Say which one counts with LScore(logits_and_labels=function)."
             )
         name, labels = type(call.model).__name__, whole(labels)
-        labels, ignored = self._ignored.mark(labels, of_size(losses, labels))
+        labels, ignored = self._ignored.mark(labels, of_size(losses, labels), own=False)
+        shifted, how = self._alignment.of_call(call, labels, losses)
         fits = call.logits is not None and is_of_rows(labels, call.logits)
         texts = () if fits or not losses else self._own_loss.of_labels(losses, labels)
         for nll, own in texts:
-            step.add(nll, own.masked_fill(own == IGNORED, self._ignored.index), is_nll=True)
+            step.add(nll, self._marked(own), is_nll=True)
         if texts:
             step.labelled, self.source = call.model, f"forward of {name}, its loss call; {ignored}"
             return
         values = call.logits
-        shifted, how = self._alignment.of_call(call, labels, losses)
-        if not (self._declared or call.shifted or (name,) in self._looked):
-            text = is_text(
-                labels.masked_fill(labels == self._ignored.index, IGNORED), [call.tokens]
-            )
-            if text is False:
-                self._doubt_text()
-            if text is not None:
-                self._looked.add((name,))
+        if not (self._declared or call.shifted):
+            self._is_text.check(self._canonical(labels), [call.tokens])
         labels = self._shifted(labels, shifted)
         if values is None:
             try:
@@ -282,13 +268,13 @@ class Capture:
         step.labelled = call.model
         self.source = f"forward of {name}, with its labels{how}; {ignored}"
         is_nll = call.logits is None
-        step.hand_on(values, labels, call, is_nll=is_nll, came_shifted=shifted)
+        step.hand_on(values, labels, call, is_nll=is_nll, came_shifted=shifted, stated=False)
 
     def _shifted(self, labels: Tensor, already: bool) -> Tensor:
         labels = whole(labels)
         return labels if already else shift(labels, self._ignored.index)
 
 
-def _others(batch: Any, labels: Tensor) -> list[Tensor]:
+def _longer(batch: Any, labels: Tensor) -> list[Tensor]:
     """Return the batch's integers of which labels [B, T] may be a part: longer ones."""
     return [t for t in integer_tensors(batch) if t.ndim == 2 and t.shape[1] > labels.shape[-1]]

@@ -28,41 +28,56 @@ class Ignored:
         """The label of what does not count in the labels that :meth:`mark` returns."""
         self.doubts: list[str] = []
         self._declared = declared
-        self._own: int | None = None
+        self._own: set[int] = set()
 
     def look_into(self, module: nn.Module) -> None:
         """Note what the loss modules inside of ``module`` ignore."""
         losses = (m for m in module.modules() if isinstance(m, (nn.CrossEntropyLoss, nn.NLLLoss)))
-        found = {loss.ignore_index for loss in losses}
-        self._own = found.pop() if len(found) == 1 else None
-        if found:
-            self.doubts = [
-                f"found that losses in the module ignore different labels, {sorted(found)}, and "
-                "ignores those below 0. Say LScore(ignore_index=...)."
-            ]
+        self._own = {loss.ignore_index for loss in losses}
 
-    def mark(self, labels: Tensor, losses: Sequence[LossCall] = ()) -> tuple[Tensor, str]:
-        """Return labels with :attr:`index` where they do not count, and who told it."""
-        stated: set[int | None] = {loss.ignore_index for loss in losses}
+    def mark(
+        self, labels: Tensor, losses: Sequence[LossCall] = (), own: bool = True
+    ) -> tuple[Tensor, str]:
+        """Return labels with :attr:`index` where they do not count, and who told it.
+
+        Args:
+            labels: that were found.
+            losses: the calls that are of these labels.
+            own: whether the module's own losses may be of them.
+        """
+        stated = {loss.ignore_index for loss in losses}
+        told = "as the loss call states"
+        if not stated:
+            stated, told = self._own if own else set(), "as the module's loss does"
         if self._declared is not None:
-            self._contradict(labels, stated or {self._own})
+            self._contradict(labels, stated)
             return labels, f"{self._declared} ignored as declared"
-        one = stated.pop() if len(stated) == 1 else None
-        if one is not None:
-            index, told = one, "as the loss call states"
-        elif self._own is not None:
-            index, told = self._own, "as the module's loss does"
-        else:
-            index, told = IGNORED, "by convention"
+        if len(stated) > 1:
+            self._doubt(
+                f"found losses in the module that ignore different labels, {sorted(stated)}, and "
+                "ignores those below 0 alone. Say LScore(ignore_index=...)."
+            )
+        if len(stated) != 1:
+            stated, told = {IGNORED}, "by convention"
+        (index,) = stated
         none = (labels == index) | (labels < 0)
         return labels.masked_fill(none, self.index), f"{index} ignored {told}"
 
-    def _contradict(self, labels: Tensor, stated: set[int | None]) -> None:
-        other = stated.pop() if len(stated) == 1 else None
-        if other in (None, self._declared, IGNORED) or self.doubts:
-            return
-        if bool((whole(labels) == other).any()):
-            self.doubts.append(
-                f"was told to ignore labels of {self._declared}, and the module's loss ignores "
-                f"{other}, which LScore counts. Leave ignore_index out, or give the other."
-            )
+    def as_stated(self, labels: Tensor, loss: LossCall) -> Tensor:
+        """Return shifted labels [B, T] that ignore what the loss call of them ignores."""
+        counted = (loss.labels != IGNORED).flatten()[: labels.numel()].to(labels.device)
+        counted = counted.view(len(labels), -1)
+        counted = nn.functional.pad(counted, (0, labels.shape[1] - counted.shape[1]))
+        return labels.masked_fill(~counted, self.index)
+
+    def _contradict(self, labels: Tensor, stated: set[int]) -> None:
+        for other in stated - {self._declared, IGNORED}:
+            if bool((whole(labels) == other).any()):
+                self._doubt(
+                    f"was told to ignore labels of {self._declared}, and the module's loss ignores "
+                    f"{other}, which LScore counts. Leave ignore_index out, or give the other."
+                )
+
+    def _doubt(self, sentence: str) -> None:
+        if sentence not in self.doubts:
+            self.doubts.append(sentence)

@@ -76,7 +76,7 @@ class LossCalls:
         self._ignore_index = ignore_index
         self._compile = compile
         self._mesh: Any = None
-        self._listening = False
+        self._listening = self._measuring = False
         self._inside: list[int] = []  # calls before each forward that is under way
         self._leave: list[Callable[[], None]] = []
 
@@ -104,15 +104,19 @@ class LossCalls:
             self._leave.pop()()
         self.forget()
 
-    def start(self) -> None:
-        """Hear what comes from now on; without it nothing is kept."""
+    def start(self, measure: bool = True) -> None:
+        """Hear what comes from now on; without it nothing is kept.
+
+        Args:
+            measure: whether the NLL of the calls will be asked for.
+        """
         self.forget()
-        self._listening = True
+        self._listening, self._measuring = True, measure
 
     def forget(self) -> None:
         """Release all tensors, and hear nothing."""
         self.heard, self.read, self.logged, self._inside = [], [], [], []
-        self._listening = False
+        self._listening = self._measuring = False
 
     def enter(self) -> None:
         """Tell that the forward pass of a language model begins."""
@@ -130,9 +134,13 @@ class LossCalls:
             self._inside.pop()
             self.settle()
 
+    def any_counted(self) -> bool:
+        """Whether a label of any call counts; waits for the device."""
+        return any(bool((loss.labels != IGNORED).any()) for loss in self.heard)
+
     def settle(self) -> None:
         """Measure the last call."""
-        if self.heard:
+        if self.heard and self.heard[-1].measure is not None:
             _ = self.heard[-1].nll
 
     def _on_embedding(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -161,7 +169,7 @@ class LossCalls:
         if part is not None and part.logits.shape[:-1] != rows.shape[:-1]:
             return  # rows of other processes
         counted = _what_counts(whole(labels), weight, ignore, self._ignore_index)
-        measure = partial(_measure, rows, counted, self._compile)
+        measure = partial(_measure, rows, counted, self._compile) if self._measuring else None
         if not counts_here(self._mesh, part):
             counted = torch.full_like(counted, IGNORED)
         self.settle()

@@ -66,7 +66,14 @@ class Step:
         return self.call
 
     def hand_on(
-        self, values: Tensor, labels: Tensor, call: Call | None, *, is_nll: bool, came_shifted: bool
+        self,
+        values: Tensor,
+        labels: Tensor,
+        call: Call | None,
+        *,
+        is_nll: bool,
+        came_shifted: bool,
+        stated: bool,
     ) -> None:
         """Hand on logits, or NLL, with labels that ignore padding and repeated samples.
 
@@ -76,15 +83,15 @@ class Step:
             call: that made the logits, if it was heard.
             is_nll: what values are.
             came_shifted: whether nobody had to shift them.
+            stated: whether a loss call states which ones count, so no mask is needed.
         """
         part = Part.of(values) if is_sharded(values) else None
         if not is_nll:
             _check_rows(values, labels, part)
         given = None if call is None else call.tokens
         tokens = find_tokens(self.batch) if given is None else given
-        labels = ignore_padding(
-            labels, self._masks(call), self.ignore_index, tokens if came_shifted else None
-        )
+        masks = [] if stated else self._masks(call)
+        labels = ignore_padding(labels, masks, self.ignore_index, tokens if came_shifted else None)
         if part is not None:
             labels = self._once(labels)
             values, is_nll = row_nll(values, labels, self.ignore_index), True

@@ -7,31 +7,15 @@ one at its row. That is looked up once for each pattern of sizes, since looking 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .fit import Fit, distinct, fit_of, read_to_the_end, with_joined
 from .loss_call import IGNORED, LossCall
 from .nothing_found import FEWEST_WORDS
-
-
-class Fit(IntEnum):
-    """How labels [B, T'] lie in tokens [B, T], from the weakest to the strongest."""
-
-    NONE = 0
-    PICKED = 1
-    """A selection of the tokens, in their order."""
-    SAME = 2
-    """Tokens that are read at the same row: right if others stand in front, as pictures do."""
-    END = 3
-    """The last T' of the tokens."""
-    NEXT = 4
-    """Label t is token t + 1."""
-
 
 Layout = Callable[[Sequence[Tensor], int], Tensor]
 """(one tensor for each call, sequences B) -> [B, T']."""
@@ -97,8 +81,8 @@ def find_texts(
         read: tokens [B, T] or [T] that the model looked up.
         batch: other integers, in the batch: what equals them in place may be anything's labels.
     """
-    read = with_joined(_distinct(read))
-    tokens = _distinct([*read, *batch])
+    read = with_joined(distinct(read))
+    tokens = distinct([*read, *batch])
     found: list[Text] = []
     pending: dict[tuple[int, int, bool], list[int]] = {}
     for i, call in enumerate(heard):
@@ -112,7 +96,7 @@ def find_texts(
             if text.fit == Fit.NEXT:
                 chunks.clear()
     if not found:
-        texts = [*read, *_read_to_the_end(read, batch)]
+        texts = [*read, *read_to_the_end(read, batch)]
         picked = (_picked(heard, tuple(calls), texts) for calls in pending.values() if calls)
         found = [text for text in picked if text is not None]
     best = max((text.fit for text in found), default=Fit.NONE)
@@ -149,44 +133,6 @@ def _layouts(labels: Sequence[Tensor], tokens: Tensor) -> Iterator[tuple[Layout,
                 yield _in_chunks, size, text
 
 
-def fit_of(labels: Tensor, tokens: Tensor, classes: int) -> Fit:
-    """Return how labels [B, T'] lie in tokens [B, T]; reads the data, so it waits for a device."""
-    length, after = labels.shape[1], tokens.shape[1] - labels.shape[1]
-    tokens = nn.functional.pad(tokens.to(labels.device), (max(0, -after), 0), value=IGNORED)
-    following = nn.functional.pad(tokens[:, 1 : length + 1], (0, after <= 0), value=IGNORED)
-    same, following_ = _share(labels, tokens[:, :length]), _share(labels, following)
-    # Where targets end in a token that the inputs lack, or inputs are noisy, some differ.
-    enough = 0.5 if classes >= FEWEST_WORDS else 0.9
-    if after <= 1 and following_ >= max(enough, same):
-        return Fit.NEXT
-    if after > 1 and classes >= FEWEST_WORDS and _share(labels, tokens[:, after:]) == 1:
-        return Fit.END
-    is_text = classes >= FEWEST_WORDS and length > 1
-    return Fit.SAME if is_text and after <= 0 and same == 1 else Fit.NONE
-
-
-def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:
-    """Return whether labels [B, T'] are the tokens that were read, in place or the ones after.
-
-    None: nothing was read that could be compared, or no label counts. Waits for the device.
-    """
-    tokens = [t for t in read if t is not None and t.ndim == 2 and len(t) == len(labels)]
-    if labels.ndim != 2 or not tokens or not bool((labels != IGNORED).any()):
-        return None
-    return any(
-        fit_of(labels, t, FEWEST_WORDS) or _share(labels, t[:, : labels.shape[1]]) >= 0.5
-        for t in tokens
-        if t.shape[1] >= labels.shape[1] or fit_of(labels, t, FEWEST_WORDS)
-    )
-
-
-def _share(labels: Tensor, tokens: Tensor) -> float:
-    """Return the share of the counted labels that equal the tokens."""
-    counted = labels != IGNORED
-    equal = (labels == tokens) & counted
-    return float(equal.sum() / counted.sum().clamp(min=1))
-
-
 def _picked(
     heard: Sequence[LossCall], calls: tuple[int, ...], read: Sequence[Tensor]
 ) -> Text | None:
@@ -201,35 +147,3 @@ def _picked(
         if len(picked) < text.numel() and all(label in rest for label in picked):
             return Text(calls, Fit.PICKED, 1, _one_row, i)
     return None
-
-
-def with_joined(read: Sequence[Tensor]) -> list[Tensor]:
-    """Return what was read, and what was read in parts of equal length as one."""
-    lengths: dict[int, list[Tensor]] = {}
-    for each in read:
-        if each.ndim == 2:
-            lengths.setdefault(each.shape[1], []).append(each)
-    return [*read, *(torch.cat(parts) for parts in lengths.values() if len(parts) > 1)]
-
-
-def _read_to_the_end(read: Sequence[Tensor], batch: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield what was read with the token after it, which is predicted only, from the batch."""
-    for text, other in itertools.product(read, batch):
-        if text.ndim == other.ndim == 2 and len(text) == len(other):
-            if other.shape[1] == text.shape[1] and bool((other[:, :-1] == text[:, 1:]).all()):
-                yield torch.cat([text[:, :1], other], 1)
-            elif other.shape[1] == text.shape[1] + 1 and bool((other[:, :-1] == text).all()):
-                yield other
-
-
-def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors [B, T] or [T] without repetition, and without numbers of positions."""
-    found: list[Tensor] = []
-    for each in tensors:
-        if each.ndim not in (1, 2) or not each.numel():
-            continue
-        positions = torch.arange(each.shape[-1], device=each.device).expand_as(each)
-        others = (one for one in found if one.shape == each.shape)
-        if not any(bool((each == one.to(each.device)).all()) for one in (positions, *others)):
-            found.append(each)
-    return found

@@ -130,7 +130,7 @@ def test_the_loss_call_of_any_form_is_scored(step):
     assert sums(found) == by_hand(Model()(X), Y)
     assert "its labels continue what was read" in capture.source
     assert capture.doubts == []
-    assert capture.counted == f"{Y.numel()} of {found_total(step)} tokens"
+    assert f"; {Y.numel()} of {found_total(step)} tokens counted in" in capture.assumption
 
 
 def found_total(step):
@@ -158,7 +158,7 @@ def test_what_the_loss_ignores_does_not_count(ignored):
     expected = by_hand(Model()(X), Y.masked_fill(Y < 9, -100))
     assert sums(found) == expected
     assert f"{ignored} ignored as it states" in capture.source
-    assert capture.counted == f"{expected[1]} of {Y.numel()} tokens"
+    assert f"; {expected[1]} of {Y.numel()} tokens counted in" in capture.assumption
 
 
 def test_a_class_of_weight_0_is_ignored():
@@ -258,6 +258,38 @@ def test_two_losses_of_one_text_are_said_and_the_user_chooses():
     for choice in (1, -1, lambda calls: [i for i, call in enumerate(calls) if i], lambda c: 1):
         found, capture = captured(early_exit, loss_call=choice)
         assert (sums(found), capture.doubts) == (second, [])
+
+
+def test_of_two_losses_of_one_text_the_one_that_is_returned_counts():
+    def step(model, b):
+        logits, labels = model(b[:, :-1]).flatten(0, 1), b[:, 1:]
+        F.cross_entropy(logits, labels.flatten())  # logged
+        completions = labels.clone()
+        completions[:, :3] = -100
+        return F.cross_entropy(logits, completions.flatten())
+
+    found, capture = captured(step)
+    assert (int(found.count), capture.doubts) == (Y[:, 3:].numel(), [])
+
+
+def test_a_text_that_is_read_backwards_as_well_counts_once():
+    def step(model, b):
+        return flat(F.cross_entropy)(model, b) + flat(F.cross_entropy)(model, b.flip(1))
+
+    found, capture = captured(step)
+    assert sums(found) == by_hand(Model()(X), Y)
+    assert ["LScore(loss_call=index)" in doubt for doubt in capture.doubts] == [True]
+
+
+def test_labels_that_the_loss_leaves_out_do_not_count_where_all_are_returned():
+    def step(model, b):
+        logits, labels = model(b[:, :-1]), b[:, 1:].masked_fill(b[:, 1:] < 9, -100)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits, "labels": b[:, 1:]}
+
+    found, capture = captured(step)
+    assert sums(found) == by_hand(Model()(X), Y.masked_fill(Y < 9, -100))
+    assert "by the loss call" in capture.source
 
 
 @pytest.mark.parametrize("choice", [2, lambda calls: [], -3])

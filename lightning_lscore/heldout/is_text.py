@@ -1,0 +1,72 @@
+"""Whether labels that came with logits are text at all; taggers and masked models have others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .fit import fit_of, share
+from .loss_call import IGNORED
+from .nothing_found import FEWEST_WORDS, refuse_classes
+
+
+class IsText:
+    """Looks it up once for each form of labels, since looking waits for a GPU."""
+
+    def __init__(self) -> None:
+        self.doubts: list[str] = []
+        self._known: set[tuple[int, ...]] = set()
+
+    def check(
+        self,
+        labels: Tensor,
+        read: Sequence[Tensor | None],
+        logits: Tensor | None = None,
+        looked_up: Sequence[Tensor] = (),
+        guessed: bool = False,
+    ) -> None:
+        """Refuse labels of classes, and doubt those that are no text.
+
+        Args:
+            labels: [B, T], with :data:`IGNORED`.
+            read: tokens that the model read, and others that labels may be a part of.
+            logits: of a model that may be anything.
+            looked_up: what its embeddings read.
+            guessed: whether how the labels are shifted is doubted already.
+
+        Raises:
+            NoLanguageModel: if the logits are those of classes.
+        """
+        form = labels.shape[1:] if logits is None else logits.shape[1:]
+        if form in self._known:
+            return
+        answer = is_text(labels, read)
+        if not answer and logits is not None:
+            refuse_classes(logits, [tokens for tokens in looked_up if tokens.ndim == 2])
+        if answer is False and not guessed and not self.doubts:
+            self.doubts.append(
+                "scores labels that are neither the tokens that the model read nor those after "
+                "them. If it predicts something else than the next token, as a masked model does, "
+                "this is no perplexity. LScore(logits_and_labels=function) says what counts."
+            )
+        if answer is not None:
+            self._known.add(form)
+
+
+def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:
+    """Return whether labels [B, T'] are the tokens that were read, in place or the ones after.
+
+    None: nothing was read that could be compared, or no label counts. Waits for the device.
+    """
+    if labels.ndim != 2 or not bool((labels != IGNORED).any()):
+        return None
+    tokens = [t for t in read if t is not None and t.ndim == 2 and len(t) == len(labels)]
+    answers = [_continue(labels, each.to(labels.device)) for each in tokens]
+    return any(answers) if answers else None
+
+
+def _continue(labels: Tensor, tokens: Tensor) -> bool:
+    length = labels.shape[1]
+    in_place = tokens.shape[1] >= length and share(labels, tokens[:, :length]) >= 0.5
+    return in_place or bool(fit_of(labels, tokens, FEWEST_WORDS))
