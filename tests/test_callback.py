@@ -137,6 +137,61 @@ class OfSeveralLoaders(PlainLM):
         return super().validation_step(whole, batch_idx)
 
 
+class Seen(PlainLM):
+    """Counts what its training step reads."""
+
+    tokens = rows = 0
+
+    def training_step(self, batch, batch_idx):
+        parts = batch.values() if isinstance(batch.get("a"), dict) else [batch]
+        self.tokens += sum(part["input_ids"].numel() for part in parts if part)
+        self.rows += sum(len(part["input_ids"]) for part in parts if part)
+        return sum(super(Seen, self).training_step(part, batch_idx) for part in parts if part)
+
+
+@pytest.mark.parametrize("mode", ["max_size_cycle", "max_size", "min_size"])
+def test_tokens_of_several_loaders_are_those_that_the_step_reads(mode, trainer):
+    """A loader that begins again is read again."""
+    both = pl.utilities.CombinedLoader({"a": loader(16), "b": loader(6)}, mode)
+    module, lscore = Seen(), LScore()
+    trainer(lscore, max_epochs=2).fit(module, both, loader(4))
+    measured = lscore.last_record.measurements
+    assert (measured.tokens, measured.samples) == (module.tokens, module.rows)
+
+
+def test_tokens_that_are_overfitted_count_each_time(trainer):
+    module, lscore = Seen(), LScore()
+    trainer(lscore, max_epochs=3, overfit_batches=2).fit(module, loader(16), loader(16))
+    measured = lscore.last_record.measurements
+    assert (measured.tokens, measured.samples) == (module.tokens, module.rows) == (288, 24)
+
+
+class Cut(PlainLM):
+    """Cuts rows of ids into inputs and targets."""
+
+    def cut(self, batch):
+        return self(batch["input_ids"][:, :-1]), batch["input_ids"][:, 1:]
+
+    def training_step(self, batch, batch_idx):
+        logits, targets = self.cut(batch)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def validation_step(self, batch, batch_idx):
+        logits, targets = self.cut(batch)
+        return {"logits": logits, "labels": targets}
+
+
+def test_the_last_id_of_a_row_that_is_only_a_target_does_not_count(trainer, tmp_path):
+    """And the record says so."""
+    lscore = LScore()
+    trainer(lscore, max_epochs=2).fit(Cut(), loader(8), loader(4))
+    assert lscore.last_record.measurements.tokens == 2 * 8 * (LENGTH - 1)
+    how = lscore.last_record.assumptions["tokens"]
+    assert how.startswith("44 tokens of input_ids [4, 12], without the last of each row")
+    *_, record = read_records(tmp_path / "lscore.jsonl")
+    assert record.assumptions["tokens"] == how
+
+
 def test_several_loaders_at_once(trainer):
     """The batches of all training loaders count; validation loaders that come together are one."""
     watch, model, lscore = Watch(), OfSeveralLoaders(), LScore(labels_are_shifted=False)

@@ -188,20 +188,24 @@ def run_of_ignored(labels: Leaf, tokens: Leaf) -> Run | None:
     return rule.simplified(labels.tensor, ids)
 
 
-def run_of_id(tokens: Leaf, pad: int, words: str, least: int) -> Run | None:
+def run_of_id(tokens: Leaf, pad: int, words: str, ends_texts: bool) -> Run | None:
     """Return the padding by an id that is known to be padding's, if rows end or start with it.
 
+    One alone at the end of a row may be a token, if the id ends texts or stands inside of rows too.
     Waits for a device.
 
     Args:
         tokens: [..., T].
         pad: the id.
         words: how it is known.
-        least: tokens that one run must have; 2 where the id may end a text as well.
+        ends_texts: whether it ends a text too.
     """
+    real = tokens.tensor != pad
     for at_start, end in ((False, "ends"), (True, "starts")):
-        n = reach(tokens.tensor != pad, at_start)
-        if bool(((n > 0) & (tokens.tensor.shape[-1] - n >= least)).any()):
+        n = reach(real, at_start)
+        runs = (real.shape[-1] - n)[n > 0]
+        is_inside = int((~real)[n > 0].sum()) > int(runs.sum())
+        if bool((runs > (ends_texts or is_inside)).any()):
             said = f"id {pad} at the {end} of rows, {words}"
             rule = Run(said, tokens.path, value=pad, at_start=at_start)
             return rule.simplified(tokens.tensor, tokens.tensor)

@@ -208,7 +208,7 @@ def _paddings(
         if (rule := run_of_ignored(leaf, tokens)) is not None:
             yield rule
     for pad in pads:
-        if rule := run_of_id(tokens, pad.id, pad.words, 1 + pad.ends_texts):
+        if rule := run_of_id(tokens, pad.id, pad.words, pad.ends_texts):
             yield rule
 
 

@@ -289,6 +289,13 @@ def test_padding_by_an_id_that_the_user_ignores_is_not_counted():
     assert counter.total == N
 
 
+def test_an_id_of_padding_inside_of_rows_is_a_token_at_their_ends_too():
+    """Unless there is more than one of them: not every vocabulary has a token for padding alone."""
+    counter = TokenCounter(model=Reader(padding_idx=0))
+    counter.add(IDS.index_fill(1, torch.tensor([1, T - 1]), 0))
+    assert counter.total == B * T
+
+
 @pytest.mark.parametrize(("ends", "expected"), [(0, B), (3, 0)])
 def test_one_end_of_a_text_is_no_padding(ends, expected):
     """A model may pad with the token that ends a text."""
