@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,13 +42,13 @@ def find_tokens(batch: Any) -> Tensor | None:
     dimensions [B, T], else the first integer tensor. Pictures of whole numbers, positions, lengths
     and masks are no tokens, and labels only where nothing else is.
     """
-    found = token_leaves(batch)
+    found = likely_tokens(leaves(batch))
     return found[0].tensor if found else None
 
 
-def token_leaves(batch: Any) -> list[Leaf]:
+def likely_tokens(of_batch: Iterable[Leaf]) -> list[Leaf]:
     """Return what may hold a batch's tokens, the most likely first."""
-    ranked = [(rank, leaf) for leaf in leaves(batch) if (rank := _rank(leaf)) is not None]
+    ranked = [(rank, leaf) for leaf in of_batch if (rank := _rank(leaf)) is not None]
     return [leaf for _, leaf in sorted(ranked, key=lambda one: one[0])]
 
 
@@ -71,6 +71,12 @@ def _rank(leaf: Leaf) -> int | None:
 def is_input_ids(name: str) -> bool:
     """Whether a name is ``input_ids`` or one of several, as ``chosen_input_ids`` is."""
     return "input_ids" in name and not name.startswith("decoder")
+
+
+def is_named_input(leaf: Leaf) -> bool:
+    """Whether a tensor is the model's input by its name."""
+    name = leaf.name.lower()
+    return name in _INPUTS or is_input_ids(name)
 
 
 def is_target(leaf: Leaf) -> bool:

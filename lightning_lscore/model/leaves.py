@@ -28,6 +28,16 @@ class Leaf(NamedTuple):
     """The keys, fields and places in sequences on that way."""
     tensor: Tensor
 
+    @property
+    def own_name(self) -> str:
+        """Its name, if no other tensor of a tuple or list has the same."""
+        return self.name if self.place_in_list is None else ""
+
+    @property
+    def place_in_list(self) -> int | None:
+        """Where it is in a tuple or list; None: it is in none."""
+        return self.keys[-1] if self.keys and type(self.keys[-1]) is int else None
+
     def __str__(self) -> str:
         name = self.name or "batch" + "".join(f"[{key}]" for key in self.keys)
         return name if self.tensor.is_nested else f"{name} {list(self.tensor.shape)}"

@@ -172,7 +172,7 @@ def run_of_ignored(labels: Leaf, tokens: Leaf) -> Run | None:
 
     What they ignore elsewhere, a prompt for example, is read by the model. Waits for a device.
     """
-    words, ids = labels.name or "labels", tokens.tensor
+    words, ids = labels.own_name or "labels", tokens.tensor
     is_mask = "mask" in words
     if not (is_mask or (is_integer(labels.tensor) and bool((labels.tensor < 0).any()))):
         return None

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import is_input_ids, is_target, token_leaves
+from .batch import is_input_ids, is_named_input, is_target, likely_tokens
 from .embedding_reads import WHOLE, EmbeddingReads
 from .leaves import Leaf, comparable, is_integer, leaves
 from .pad_ids import PadId
@@ -78,18 +78,19 @@ def find_places(batch: Any, evidence: Evidence, look: bool = True) -> list[Place
         look: whether the rules may look at the data, which waits for a GPU.
     """
     all_leaves = leaves(batch)
-    found = _read(all_leaves, batch, evidence.reads) or _named(batch)
+    likely = likely_tokens(all_leaves)
+    found = _read(all_leaves, likely, evidence.reads) or _named(likely)
     if not found or is_target(found[0][1]):
         found = _embeddings(all_leaves) or found
     for place, tokens in found:
-        ids = tokens.tensor
+        ids, place.in_list = tokens.tensor, bool(_list_of(tokens, likely))
         if ids.is_nested:
             continue
         same = [leaf for leaf in all_leaves if leaf.tensor.shape == ids.shape]
         place.padding = _mask_by_name(tokens, same)
         if place.padding is None and is_target(tokens) and ids.ndim > 1:
             place.padding = Negative("labels below 0", tokens.path)
-        if look and place.padding is None and is_integer(ids):
+        if look and place.padding is None and is_integer(ids) and not place.in_list:
             lengths = [leaf for leaf in all_leaves if leaf.tensor.shape == ids.shape[:1]]
             place.watched = [tokens, *(leaf for leaf in same if leaf.keys != tokens.keys)]
             find_padding(place, place.watched, evidence.pads, lengths)
@@ -114,10 +115,9 @@ def _place(leaf: Leaf, rule: str, index: Any = WHOLE) -> tuple[Place, Leaf]:
     return Place(str(leaf), rule, leaf.path, index, leaf.tensor.ndim), leaf
 
 
-def _read(all_leaves: Sequence[Leaf], batch: Any, reads: EmbeddingReads) -> Found:
+def _read(all_leaves: Sequence[Leaf], likely: Sequence[Leaf], reads: EmbeddingReads) -> Found:
     if not reads.reads:
         return []
-    likely = token_leaves(batch)
     known = {leaf.keys for leaf in likely}
     others = [leaf for leaf in all_leaves if leaf.keys not in known and is_integer(leaf.tensor)]
     read: list[tuple[Leaf, Any]] = []
@@ -144,23 +144,26 @@ def _read(all_leaves: Sequence[Leaf], batch: Any, reads: EmbeddingReads) -> Foun
     return [(place, chosen)]
 
 
-def _named(batch: Any) -> Found:
-    likely = token_leaves(batch)
+def _named(likely: Sequence[Leaf]) -> Found:
     if not likely:
         return []
     first = likely[0]
     rule = "found by its name" if first.name else "the first of whole numbers"
     if is_input_ids(first.name) and first.name != "input_ids":
         return [_place(leaf, rule) for leaf in likely if is_input_ids(leaf.name)]
-    found = [_place(leaf, rule) for leaf in likely if leaf is first or _same_list(leaf, first)]
-    for place, leaf in found:
-        place.in_list = bool(leaf.name) and _place_in_list(leaf) is not None
-    return found
+    return [_place(leaf, rule) for leaf in _list_of(first, likely) or [first]]
 
 
-def _same_list(one: Leaf, other: Leaf) -> bool:
-    """Whether two tensors lie in one list that has a name."""
-    return bool(one.name) and one.keys[:-1] == other.keys[:-1] and _place_in_list(one) is not None
+def _list_of(leaf: Leaf, likely: Sequence[Leaf]) -> list[Leaf]:
+    """Return the sequences of the list of inputs that a tensor is in; none if it is in no such.
+
+    Tensors of one shape may be ids, labels and a mask.
+    """
+    if leaf.place_in_list is None or not is_named_input(leaf):
+        return []
+    together = [one for one in likely if one.keys[:-1] == leaf.keys[:-1]]
+    alike = leaf.tensor.ndim == 1 or len({one.tensor.shape for one in together}) > 1
+    return together if alike and len({one.tensor.ndim for one in together}) == 1 else []
 
 
 def _embeddings(all_leaves: Sequence[Leaf]) -> Found:
@@ -182,13 +185,9 @@ def _mask_by_name(tokens: Leaf, same: Sequence[Leaf]) -> Padding | None:
     for name in (*names, "attention_mask"):
         for leaf in same:
             # In a list of sequences each has its own.
-            if leaf.name == name and _place_in_list(leaf) in (None, _place_in_list(tokens)):
+            if leaf.name == name and leaf.place_in_list in (None, tokens.place_in_list):
                 return Mask(name, leaf.path)
     return None
-
-
-def _place_in_list(leaf: Leaf) -> int | None:
-    return leaf.keys[-1] if leaf.keys and type(leaf.keys[-1]) is int else None
 
 
 def _paddings(
@@ -202,8 +201,9 @@ def _paddings(
     if ids.ndim < 2:
         return
     for leaf in lengths:
-        if leaf.name.lower() in _LENGTHS or (not leaf.name and are_lengths(leaf.tensor, ids)):
-            yield Lengths(leaf.name or "lengths", leaf.path)
+        name = leaf.own_name.lower()
+        if name in _LENGTHS or (not name and are_lengths(leaf.tensor, ids)):
+            yield Lengths(name or "lengths", leaf.path)
     for leaf in same:
         if (rule := run_of_ignored(leaf, tokens)) is not None:
             yield rule
@@ -213,7 +213,7 @@ def _paddings(
 
 
 def _may_be_mask(leaf: Leaf) -> bool:
-    name = leaf.name.lower()
+    name = leaf.own_name.lower()
     is_one = "mask" in name or "pad" in name
     return not name or (is_one and not any(word in name for word in _OF_OTHERS))
 
@@ -222,11 +222,11 @@ def _masks(leaves: Sequence[Leaf], ids: Tensor) -> Iterator[Padding]:
     """Yield masks of padding, those that show some before those that show none."""
     found = [] if is_binary(ids) else [(leaf, mask_of_padding(leaf.tensor, ids)) for leaf in leaves]
     masks = [
-        Mask(leaf.name or "a mask of 0 and 1", leaf.path, of_padding=inverse)
+        Mask(leaf.own_name or "a mask of 0 and 1", leaf.path, of_padding=inverse)
         for leaf, inverse in found
         # Zeros alone may be segments, which have no name in a tuple.
         if inverse is not None
-        and (leaf.name or leaf.tensor.dtype is torch.bool or bool(leaf.tensor.any()))
+        and (leaf.own_name or leaf.tensor.dtype is torch.bool or bool(leaf.tensor.any()))
     ]
     shows = {leaf.path: bool((leaf.tensor != leaf.tensor.flatten()[0]).any()) for leaf, _ in found}
     yield from sorted(masks, key=lambda mask: not shows[mask.path])

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .batch import find_tokens
 from .embedding_reads import EmbeddingReads
 from .loaders import batches_of, micro_batches
 from .pad_ids import pad_ids
 from .place import Measured, Place, in_words, structure
+from .tally import Tally, length_of
 from .token_rules import Evidence, find_padding, find_places
 
 _NOWHERE = torch.Size([0, 0])
@@ -61,10 +62,8 @@ class TokenCounter:
         self._places: dict[Any, list[Place]] = {}  # by the structure of their batches
         self._looks_left, self._is_new = _LOOKS, False
         self._said: list[str] = []
-        self._host: dict[int, int] = {}  # tokens added up, by the length of their sequences
-        self._device: dict[int, Tensor] = {}
+        self._tally = Tally()
         self._with_padding: dict[int, int] | None = None  # of a batch, where asked for
-        self._samples = 0
         self.batches = 0
         self.uncounted = 0
         """Batches in which no tokens were found."""
@@ -86,7 +85,7 @@ class TokenCounter:
         if self._function is not None:
             tokens = find_tokens(batch)
             n = int(self._function(batch))
-            self._count(n, _NOWHERE if tokens is None else tokens.shape)
+            self._tally.add(n, _NOWHERE if tokens is None else tokens.shape)
             if self.batches == 1:
                 self._tell(f"{n:,} in the first batch, by the given count_tokens")
             return
@@ -108,10 +107,10 @@ class TokenCounter:
         By the length of the sequences. With a function they are the tokens that it counts.
         """
         if self._function is not None:
-            before = dict(self._host)
+            before = dict(self._tally.by_length)
             self.add(batch)
-            now = ((length, n - before.get(length, 0)) for length, n in self._host.items())
-            return {length: n for length, n in now if n}
+            after = self._tally.by_length
+            return {T: n - before.get(T, 0) for T, n in after.items() if n != before.get(T, 0)}
         places: dict[int, int] = {}
         self._with_padding = places
         self.add(batch)
@@ -121,7 +120,7 @@ class TokenCounter:
     def add_counted(self, tokens: int) -> None:
         """Count one batch by its number of tokens, where nothing else is known about it."""
         self.batches += 1
-        self._count(int(tokens), _NOWHERE)
+        self._tally.add(int(tokens), _NOWHERE)
         if self.batches == 1:
             self._evidence.reads.stop()
 
@@ -168,6 +167,11 @@ class TokenCounter:
         look = self._looks_left > 0
         places = find_places(part, self._evidence, look)
         found = [measured for place in places if (measured := place.measure(part)) is not None]
+        if any(place.in_list for place in places):  # of another length the next time
+            self._is_new |= self.batches == 1
+            return found
+        self._settle(*self._places.get(key, ()))
+        self._places[key] = places
         if found and look:
             self._looks_left, self._is_new = self._looks_left - 1, True
         elif any(place.padding is None for place in places):
@@ -175,9 +179,6 @@ class TokenCounter:
                 f"met batches of more than {_LOOKS} structures, and looks for padding in no more. "
                 "Put an attention_mask into them, or say LScore(count_tokens=function)."
             )
-        if not any(place.in_list for place in places):  # lists differ in length
-            self._settle(*self._places.get(key, ()))
-            self._places[key] = places
         return found
 
     def _say(self, how: str) -> None:
@@ -196,24 +197,13 @@ class TokenCounter:
     def _add(self, measured: Measured) -> None:
         place, shape, n = measured
         if self._with_padding is not None:
-            length = shape[-1] if shape else 1
-            self._with_padding[length] = self._with_padding.get(length, 0) + shape.numel()
+            T = length_of(shape)
+            self._with_padding[T] = self._with_padding.get(T, 0) + shape.numel()
         if n is None:
             # Added up later: a tensor operation here would cost every step a microsecond.
             place.whole[shape] = place.whole.get(shape, 0) + 1
-        elif isinstance(n, int) or n.device.type == "cpu":
-            self._count(int(n), shape)
         else:
-            length = self._count(0, shape)
-            before = self._device.get(length)
-            self._device[length] = n if before is None else before.add_(n)
-
-    def _count(self, n: int, shape: torch.Size, times: int = 1) -> int:
-        rows = shape[0] if len(shape) > 1 else 1
-        length = shape[-1] if shape else 1
-        self._samples += times * rows
-        self._host[length] = self._host.get(length, 0) + times * n
-        return length
+            self._tally.add(n, shape)
 
     def _all_places(self) -> list[Place]:
         return [place for places in self._places.values() for place in places]
@@ -221,7 +211,7 @@ class TokenCounter:
     def _settle(self, *places: Place) -> None:
         for place in places:
             for shape, times in place.whole.items():
-                self._count(shape.numel(), shape, times)
+                self._tally.add(shape.numel(), shape, times)
             place.whole.clear()
 
     def _look_again(self) -> None:
@@ -243,7 +233,7 @@ class TokenCounter:
     def samples(self) -> int:
         """Number of sequences so far."""
         self._settle(*self._all_places())
-        return self._samples
+        return self._tally.samples
 
     @property
     def by_length(self) -> Mapping[int, int]:
@@ -253,10 +243,7 @@ class TokenCounter:
         """
         self._settle(*self._all_places())
         self._look_again()
-        for length, total in self._device.items():
-            self._host[length] = self._host.get(length, 0) + int(total)
-        self._device.clear()
-        return self._host
+        return self._tally.by_length
 
     @property
     def total(self) -> int:

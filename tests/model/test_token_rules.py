@@ -170,6 +170,9 @@ FORMS = {
     "a TensorDict": (masked(LikeTensorDict), N),
     "a tensorclass": (masked(LikeTensorClass), N),
     "a nested dictionary": ({"data": {"ids": PADDED, "mask": MASK}, "meta": ["a"]}, N),
+    "a tuple by name": ({"batch": (PADDED, MASK)}, N),
+    "a tuple of like tensors by an input's name": ({"x": (PADDED, MASK, ANSWERS)}, N),
+    "a tuple of unlike tensors by an input's name": ({"x": (PADDED, LENGTHS)}, N),
     "arrays": ({"input_ids": PADDED.numpy(), "attention_mask": MASK.numpy()}, N),
     "arrays of 16 bits": ((IDS.numpy().astype(np.uint16)[:, ::-1],), B * T),
     "samples as dictionaries": ([{"input_ids": row, "labels": row} for row in rows()], N),
@@ -380,6 +383,15 @@ def test_a_given_function_is_told_and_no_rule_is_asked():
     counter.add(IDS)
     counter.add(IDS)
     assert said == ["7 in the first batch, by the given count_tokens"]
+
+
+def test_lists_of_sequences_are_told_once_and_need_no_look():
+    """However many batches there are, of whatever length."""
+    said = []
+    counter = TokenCounter(tell=said.append, warn=pytest.fail)
+    for n in range(1, 30):
+        counter.add({"input_ids": rows()[:n]})
+    assert len(said) == 1
 
 
 class Broken:
