@@ -29,7 +29,7 @@ from .equation.factor import Factor
 from .equation.formula import Formula
 from .equation.measurements import Measurements
 from .equation.score import Score
-from .record.file import read_records, read_run
+from .record.file import read_records
 from .record.record import Record
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .heldout.perplexity import Perplexity
     from .heldout.text import TextEvaluation, evaluate_text
     from .run.tracker import Tracker
+    from .show.notebook import Run, read_run
     from .stopping import CostEarlyStopping
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "Measurements",
     "Perplexity",
     "Record",
+    "Run",
     "Score",
     "TextEvaluation",
     "Tracker",
@@ -62,9 +64,11 @@ _LAZY = {
     "CostEarlyStopping": "stopping",
     "LScore": "callback",
     "Perplexity": "heldout.perplexity",
+    "Run": "show.notebook",
     "TextEvaluation": "heldout.text",
     "Tracker": "run.tracker",
     "evaluate_text": "heldout.text",
+    "read_run": "show.notebook",
 }
 
 

@@ -26,3 +26,8 @@ class Score:
             return None
         # Smallest first: a factor of 0 must not meet a product that has overflowed.
         return math.prod(sorted((T, D, A, H)))
+
+    def __repr__(self) -> str:
+        values = {x: getattr(self, x) for x in ("L", "perplexity", "f_D", "f_A", "f_H")}
+        shown = [f"{x}={v if v is None else format(v, '.6g')}" for x, v in values.items()]
+        return f"Score({', '.join(shown + [f'missing={self.missing}'] * bool(self.missing))})"

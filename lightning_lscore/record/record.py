@@ -82,6 +82,9 @@ class Record:
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in Record.__dataclass_fields__}
 
+    def __repr__(self) -> str:
+        return f"Record(run={self.run!r}, step={self.step}, {repr(self.score)[6:-1]}, ...)"
+
     @property
     def L(self) -> float | None:
         """The cost-adjusted perplexity of this validation."""

@@ -5,18 +5,34 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from ..record.comparable import best_record, comparable_with_last
 from ..record.record import Record
 
 
 def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
-    """Draws perplexity and L, and below them the three factors, over training tokens.
+    """Write the picture of a run to a file.
+
+    Args:
+        records: see :func:`figure_of_run`.
+        path: where to write; the ending says the format (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        ValueError: if no record has tokens.
+    """
+    figure_of_run(records).savefig(path, dpi=150)
+
+
+def figure_of_run(records: Sequence[Record]) -> Any:
+    """Draw perplexity and L, and below them the three factors, over training tokens.
 
     Args:
         records: of one run, at least one of them with a number of tokens. Those whose L does not
             compare with the last one's are left out.
-        path: where to write; the ending says the format (``.png``, ``.svg``, ``.pdf``).
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         ValueError: if no record has tokens.
@@ -58,7 +74,7 @@ def plot_run(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
     lower.set_xlabel("training tokens")
     lower.xaxis.set_major_formatter(EngFormatter())
     lower.legend()
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:

@@ -15,18 +15,25 @@ def validation_table(records: Sequence[Record]) -> str:
 
     The best L is marked ``<``. What is missing shows as ``-``.
     """
-    rows: list[tuple[str, ...]] = [
-        ("step", "tokens", "time", "perplexity", "f_D", "f_A", "f_H", "L", "")
-    ]
     best = best_record(records)
+    rows = [
+        (*cells, "<" if r is best else "")
+        for r, cells in zip(records, rows_of(records), strict=True)
+    ]
+    return "\n".join(columns([(*COLUMNS, ""), *rows]))
+
+
+COLUMNS = ("step", "tokens", "time", "perplexity", "f_D", "f_A", "f_H", "L")
+
+
+def rows_of(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return what the table shows of each validation, under :data:`COLUMNS`."""
+    rows = []
     for r in records:
         m, s = r.measurements, r.score
-        factors = (number(f) for f in (s.f_D, s.f_A, s.f_H))
-        tokens, time = count(m.tokens), duration(m.train_hours)
-        mark = "<" if r is best else ""
-        L = number(s.L)
-        rows.append((str(r.step), tokens, time, number(s.perplexity), *factors, L, mark))
-    return "\n".join(columns(rows))
+        scores = [number(v) for v in (s.perplexity, s.f_D, s.f_A, s.f_H, s.L)]
+        rows.append((str(r.step), count(m.tokens), duration(m.train_hours), *scores))
+    return rows
 
 
 def spending_summary(records: Sequence[Record]) -> str:
