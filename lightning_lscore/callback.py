@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,6 +112,9 @@ class LScore(Callback):
         FileNotFoundError: if ``formula`` is a path that does not exist.
     """
 
+    stays_out = False
+    """Whether it takes no part in the run, as one that ``LSCORE`` asked for may have to."""
+
     def __init__(
         self,
         formula: Formula | str | os.PathLike[str] | None = None,
@@ -203,7 +207,7 @@ class LScore(Callback):
         if stage == "fit" or self.tracker is None:
             own = {n: partial(f, trainer, pl_module) for n, f in self._options.measures.items()}
             options = {**vars(self._options), "measures": own}
-            self.tracker = Tracker(pl_module, warn=rank_zero_warn, tell=rank_zero_info, **options)
+            self.tracker = Tracker(pl_module, warn=self._warn, tell=rank_zero_info, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker, before = self._tracker, self._fitted.get(trainer)
@@ -239,7 +243,10 @@ class LScore(Callback):
         # there is no training either. A checkpoint takes the devices' time wherever it is saved.
         validation = StandIn.of(trainer.fit_loop.epoch_loop.val_loop, "run")
         saving = StandIn.of(trainer, "save_checkpoint")
-        self._stand_ins = [validation.join(tracker.standstill), saving.join(tracker.occupied)]
+        self._stand_ins = [
+            validation.join(partial(self._around, tracker.standstill)),
+            saving.join(partial(self._around, tracker.occupied)),
+        ]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -298,11 +305,11 @@ class LScore(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tracker.device = trainer.strategy.root_device
-        self._capture.attach(pl_module)
         self._loaders = _validation_loaders(trainer)
         for sentence in uncorrected(self._loaders):
             self._tracker.warn_once(sentence)
         self._held_out = self._tracker.start_evaluation(len(self._loaders))
+        self._capture.attach(pl_module)
 
     def on_validation_batch_start(
         self,
@@ -397,6 +404,13 @@ class LScore(Callback):
     def _tracker(self) -> Tracker:
         assert self.tracker is not None, "Lightning calls setup first"
         return self.tracker
+
+    def _around(self, make: Callable[[], AbstractContextManager[None]]) -> Any:
+        """Return the context that one of Lightning's own methods runs in."""
+        return make()
+
+    def _warn(self, message: str) -> None:
+        rank_zero_warn(message)
 
     def _tell_of_names(self, how: str) -> None:
         self._tracker.assume("names", how)

@@ -243,7 +243,7 @@ class CostEarlyStopping(EarlyStopping, Callback):
 
     def _find_lscore(self, trainer: Trainer) -> LScore:
         callbacks, prefix = trainer.callbacks, self.monitor[:-1]  # type: ignore[attr-defined]
-        found = {c.prefix: c for c in callbacks if isinstance(c, LScore)}
+        found = {c.prefix: c for c in callbacks if isinstance(c, LScore) and not c.stays_out}
         if prefix in found:
             return found[prefix]
         raise MisconfigurationException(

@@ -17,7 +17,13 @@ GROUPS = ["lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_fa
 
 
 @pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning])
-@pytest.mark.parametrize(("value", "expected"), [(None, 0), ("", 0), ("0", 0), ("1", 1)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((no, 0) for no in (None, "", "0", "false", "No", "OFF", " ")),
+        *((yes, 1) for yes in ("1", "true", "Yes", "ON")),
+    ],
+)
 def test_a_trainer_has_an_lscore_where_the_variable_asks_for_it(
     package, value, expected, monkeypatch, tmp_path
 ):
@@ -37,9 +43,33 @@ def test_the_variable_may_name_a_formula(monkeypatch, tmp_path):
     monkeypatch.setenv("LSCORE", str(tmp_path / "study.json"))
     (lscore,) = callbacks()
     assert lscore.formula == formula
-    monkeypatch.setenv("LSCORE", "nowhere.json")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [("nowhere.json", FileNotFoundError), ("other.json", ValueError)]
+)
+def test_a_path_that_holds_no_formula_is_an_error_that_names_the_variable(
+    value, error, monkeypatch, tmp_path
+):
+    (tmp_path / "other.json").write_text("{}")
+    monkeypatch.setenv("LSCORE", str(tmp_path / value))
+    with pytest.raises(error, match=rf"LSCORE: expected .*{value}"):
         callbacks()
+
+
+@pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning])
+def test_a_list_of_callbacks_may_be_used_again_and_have_an_lscore_of_its_own(
+    package, monkeypatch, tmp_path
+):
+    """What is given is put into that very list, by the Trainers of either package."""
+    monkeypatch.setenv("LSCORE", "1")
+    options = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    for mine in ([package.callbacks.Timer()], [LScore()]):
+        for _ in range(2):
+            trainer = package.Trainer(callbacks=mine, enable_checkpointing=False, **options)
+        every = [c for c in trainer.callbacks if isinstance(c, LScore)]
+        assert len(every) >= 2
+        assert len({c.state_key for c in every}) == len(every)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+class OthersFailed(RuntimeError):
+    """Another process could not do its part of what all of them do together."""
+
+    def __init__(self) -> None:
+        super().__init__("another process failed; its own messages say why.")
 
 
 def rank() -> int:
@@ -44,22 +52,70 @@ def gather_numbers(mine: Sequence[float], device: torch.device) -> list[list[flo
     return [theirs.tolist() for theirs in everyone]
 
 
+@contextlib.contextmanager
+def together(failed: Exception | None = None) -> Iterator[Callable[[Any], list[Any]]]:
+    """Gather objects, where none waits for one that failed: all of them fail with it. Collective.
+
+    Args:
+        failed: why this process cannot do its part.
+
+    Yields:
+        :func:`gather_objects`, which raises on all processes if one of them failed before. To
+        call it must be the last of what may fail inside of the ``with``.
+
+    Raises:
+        OthersFailed: on the processes that did not fail themselves.
+    """
+    known = False  # to all
+
+    def gather(mine: Any) -> list[Any]:
+        nonlocal known
+        everyone = gather_objects((failed is not None, mine))
+        known = any(has_failed for has_failed, _ in everyone)
+        if known:
+            raise failed or OthersFailed()
+        return [theirs for _, theirs in everyone]
+
+    try:
+        yield gather
+    except Exception:
+        if not known:
+            gather_objects((True, None))
+        raise
+
+
 def exchange(
-    mine: Mapping[str, Sequence[float]], device: torch.device
+    say: Callable[[], Mapping[str, Sequence[float]]],
+    size: int,
+    device: torch.device,
+    failed: Exception | None = None,
 ) -> list[dict[str, list[float]]]:
     """Return what all processes have to say, by the same names, in one exchange. Collective.
 
     Args:
-        mine: the same names with equally many numbers on each process.
+        say: returns the same names with equally many numbers on each process.
+        size: how many numbers that are, for a process whose ``say`` raises.
         device: where the process group's tensors lie.
+        failed: why this process has nothing to say.
 
-    >>> exchange({"tokens": [8], "seconds": [1.5, 2.0]}, torch.device("cpu"))
+    Raises:
+        OthersFailed: if another process failed. One that failed itself raises its own error, and
+            all the processes do so here: none waits for another.
+
+    >>> exchange(lambda: {"tokens": [8], "seconds": [1.5, 2.0]}, 3, torch.device("cpu"))
     [{'tokens': [8], 'seconds': [1.5, 2.0]}]
     """
-    everyone = gather_numbers([*itertools.chain(*mine.values())], device)
+    mine: Mapping[str, Sequence[float]] = {"silence": [0.0] * size}
+    try:
+        mine = mine if failed else say()
+    except Exception as error:
+        failed = error
+    everyone = gather_numbers([float(failed is not None), *itertools.chain(*mine.values())], device)
+    if any(has_failed for has_failed, *_ in everyone):
+        raise failed or OthersFailed()
     return [
         {name: list(itertools.islice(numbers, len(part))) for name, part in mine.items()}
-        for numbers in map(iter, everyone)
+        for numbers in (iter(theirs[1:]) for theirs in everyone)
     ]
 
 

@@ -133,6 +133,9 @@ class Tracker:
         """The newest validation, None before."""
         self._architecture = Architecture(model, flops_per_token)
         self._state = RunState(formula=self._options.given_formula)
+        self.has_failed = False
+        """Whether all processes know that one of them cannot go on."""
+        self._failed: Exception | None = None  # of this process
         self._resumed = False
         self._expected: float | None = None  # tokens of the whole run, when this fit began
         self._told_wrong = False
@@ -243,30 +246,31 @@ class Tracker:
         model = model or self._architecture.model
         if model is None:
             raise RuntimeError("expected an open Tracker, got one after close(); make another.")
-        self._architecture.begin(model)
-        self.device = self.device or _device_of(model)
         state, options = self._state, self._options
-        if self._resumed:
-            self._ledger.go_on(state)
-        state.begin_fit()
-        state.record = self._ledger.path or state.record
-        if options.given_formula is None:
-            length = Epochs(batches_per_epoch).length
-            state.shape = epoch_shape(loaders, length, options.count_tokens)
-        self._note_the_plan()
-        devices = find_devices(
-            model,
-            self.device,
-            self.precision,
-            rank=processes.rank(),
-            gather=processes.gather_objects,
-            interval=options.sample_interval,
-        )
-        # After an earlier fit processes may differ in what they think the others spent; L must not.
-        # And rank 0 alone reads what was lost.
-        shared = ("spending", "lost_device_hours", "planned_batches", "planned_tokens", "shape")
-        mine = {name: getattr(state, name) for name in shared}
-        vars(state).update(processes.gather_objects(mine)[0])
+        with self._all_or_none(), processes.together(self._failed) as gather:
+            self._architecture.begin(model)
+            self.device = self.device or _device_of(model)
+            if self._resumed:
+                self._ledger.go_on(state)
+            state.begin_fit()
+            state.record = self._ledger.path or state.record
+            if options.given_formula is None:
+                length = Epochs(batches_per_epoch).length
+                state.shape = epoch_shape(loaders, length, options.count_tokens)
+            self._note_the_plan()
+            devices = find_devices(
+                model,
+                self.device,
+                self.precision,
+                rank=processes.rank(),
+                gather=gather,
+                interval=options.sample_interval,
+            )
+            # After an earlier fit processes may differ in what they think the others spent; L must
+            # not. And rank 0 alone reads what was lost.
+            shared = ("spending", "lost_device_hours", "planned_batches", "planned_tokens", "shape")
+            everyone = gather({name: getattr(state, name) for name in shared})
+        vars(state).update(everyone[0])
         self._segment = Segment(
             devices,
             before=state.spending,
@@ -380,15 +384,15 @@ class Tracker:
     def start_evaluation(self, loaders: int = 1) -> list[HeldOut]:
         """Begin an evaluation of so many sets, each with sums of its own."""
         segment, options = self._segment, self._options
-        self._resume_after = segment is not None and segment.runs
-        self.pause()
-        if segment is not None:
-            segment.look()
         device = self.device or _device_of(self._architecture.model)
         self._held_out = [
             HeldOut(options.held_out_index, device, options.bytes_counter, options.compile)
             for _ in range(loaders)
         ]
+        self._resume_after = segment is not None and segment.runs
+        self.pause()
+        if segment is not None:
+            segment.look()
         return list(self._held_out)
 
     def end_evaluation(self) -> None:
@@ -436,10 +440,13 @@ class Tracker:
         if segment is None:
             raise RuntimeError("expected score() after training has begun; see training().")
         running = segment.runs
-        self.pause()
-        if not self._held_out:  # else the evaluation's start did so
-            segment.look()
-        self.assume("flops", segment.arithmetic.assumed)
+        try:
+            self.pause()
+            if not self._held_out:  # else the evaluation's start did so
+                segment.look()
+            self.assume("flops", segment.arithmetic.assumed)
+        except Exception as error:  # the others wait at the exchange
+            self.abandon(error)
         evaluation, own = self._exchange(source)
         self._note_the_plan()
         record = self.last_record = score_run(
@@ -498,9 +505,16 @@ class Tracker:
         segment = self._segment
         if segment is None:
             raise RuntimeError("expected spent() after training has begun; see training().")
-        mine = segment.spending(wait=False)
-        said = {"spent": segment.numbers(mine)}
-        everyone = processes.exchange(said, self.device or torch.device("cpu"))
+        mine = Spending()
+
+        def say() -> dict[str, list[float]]:
+            nonlocal mine
+            mine = segment.spending(wait=False)
+            return {"spent": segment.numbers(mine)}
+
+        size, device = len(segment.numbers(mine)), self.device or torch.device("cpu")
+        with self._all_or_none():
+            everyone = processes.exchange(say, size, device, self._failed)
         spending = segment.settle(mine, [one["spent"] for one in everyone])
         self._state.spending = spending
         return measure.everything(
@@ -524,14 +538,25 @@ class Tracker:
         """Sum the evaluation, and in training the spending, over all processes."""
         segment, held_out = self._segment, {f"set {i}": h for i, h in enumerate(self._held_out)}
         self._held_out = []
-        own, mine = {}, None
-        said = {name: h.numbers() for name, h in held_out.items()}
+        own, mine = {}, Spending()
+
+        def say() -> dict[str, list[float]]:
+            nonlocal own, mine
+            said = {name: h.numbers() for name, h in held_out.items()}
+            if segment is not None:
+                own, mine = values_of(self._options.measures), segment.spending()
+                to_come = math.nan if self.plan.to_come is None else self.plan.to_come
+                spent = segment.numbers(mine)
+                said |= {"own": [*own.values()], "to come": [to_come], "spent": spent}
+            return said
+
+        size = len(HeldOut.NUMBERS) * len(held_out)
         if segment is not None:
-            own, mine = values_of(self._options.measures), segment.spending()
-            to_come = math.nan if self.plan.to_come is None else self.plan.to_come
-            said |= {"own": [*own.values()], "to come": [to_come], "spent": segment.numbers(mine)}
-        everyone = processes.exchange(said, self.device or torch.device("cpu"))
-        if segment is not None and mine is not None:
+            size += len(self._options.measures) + 1 + len(segment.numbers(mine))
+        device = self.device or torch.device("cpu")
+        with self._all_or_none():
+            everyone = processes.exchange(say, size, device, self._failed)
+        if segment is not None:
             self._state.spending = segment.settle(mine, [one["spent"] for one in everyone])
             own = dict(zip(own, everyone[0]["own"], strict=True))
             (to_come,) = everyone[0]["to come"]  # by the time so far each may know another
@@ -578,6 +603,22 @@ class Tracker:
         if not self._told_wrong and (wrong := proves_wrong(self._expected, now)):
             self._told_wrong = True
             self.warn_once(wrong)
+
+    def abandon(self, error: Exception) -> None:
+        """Make the next exchange fail on all processes, since this one cannot go on.
+
+        The others wait for that exchange, so this process must take part in it.
+        """
+        self._failed = error
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """What fails here fails on all processes."""
+        try:
+            yield
+        except Exception:
+            self.has_failed = True
+            raise
 
     def _note_the_set(self, evaluation: Evaluation | None) -> None:
         if evaluation is None:
