@@ -49,6 +49,7 @@ class CountedStep:
         self._products = Counter[tuple[int, ...]]()
         """FLOP, by those dimensions of a product that may be the length of a sequence."""
         self._since_backward = Counter[tuple[int, ...]]()
+        self._backward = 0  # FLOP of the products that are the backward pass's
         self.had_backward = False
         """Whether there was a backward pass among it."""
         self._others: dict[str, None] = {}  # operators that may hold products, in order
@@ -78,6 +79,8 @@ class CountedStep:
             mode.__exit__(None, None, None)
             if not self.had_backward:
                 self._products, self._since_backward = self._since_backward, Counter()
+            elif _compiles():
+                self._leave_out_what_is_rebuilt()
 
     def __enter__(self) -> CountedStep:
         self.start()
@@ -94,8 +97,18 @@ class CountedStep:
         self._since_backward[dims] += flops
         if is_backward:
             self.had_backward = True
+            self._backward += flops
             self._products += self._since_backward
             self._since_backward.clear()
+
+    def _leave_out_what_is_rebuilt(self) -> None:
+        """Take no more for the backward pass than two products for each of the forward pass.
+
+        A compiled backward pass does not show which of its products checkpointing asks for.
+        """
+        forward = self.flops - self._backward
+        share = min(1.0, 3 * forward / self.flops) if forward else 1.0
+        self._products = Counter({dims: int(n * share) for dims, n in self._products.items()})
 
     def note(self, operator: str) -> None:
         """Remember an operator whose products, if it has any, are not counted."""
@@ -135,7 +148,10 @@ class CountedStep:
         if grows:
             words.append("attention's grow with the length")
         if _compiles():
-            words.append("what torch.compile fuses with other operations is not counted")
+            words.append(
+                "of compiled parts no more for the backward pass than twice the forward one, and "
+                "not what torch.compile fuses with other operations"
+            )
         if self._others:
             words.append(f"what {', '.join(self._others)} may multiply is not counted")
         return "; ".join(words)

@@ -127,6 +127,21 @@ def test_what_checkpointing_computes_again_does_not_count(reentrant):
     assert step.flops == (6 + 4) * 4 * 64
 
 
+def test_what_a_compiled_backward_pass_rebuilds_does_not_count():
+    """Nothing in it shows what that is: a backward pass takes at most two products for each."""
+    layer = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 8, bias=False))
+
+    @torch.compile(backend="aot_eager")
+    def forward(x):
+        return checkpoint(layer, x, use_reentrant=False)
+
+    with CountedStep() as step:
+        forward(torch.rand(4, 8, requires_grad=True)).sum().backward()
+    assert step.flops == 6 * 4 * 2 * 64
+    convention = step.flops_model({1: 4}, flops_of(layer)).convention
+    assert "no more for the backward pass than twice the forward one" in convention
+
+
 def test_what_the_optimizer_multiplies_does_not_count():
     """All products behind the last backward pass; a step without one counts whole."""
     w = torch.rand(8, 8, requires_grad=True)
