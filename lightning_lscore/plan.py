@@ -51,16 +51,13 @@ def _loop_of(trainer: Trainer, starting: bool) -> Loop:
     progress: Any = trainer.fit_loop.epoch_progress.current
     epoch, now = progress.processed, trainer.fit_loop.epoch_loop.batch_progress.current
     batch = _batches_of_this_epoch(trainer) if starting else now.ready
-    same_from = 0
-    accumulate: Callable[[int], int] = lambda _: trainer.accumulate_grad_batches  # noqa: E731
-    if schedulers := _those(trainer, "GradientAccumulationScheduler"):
-        same_from = max([epoch + (batch > 0), *schedulers[-1].scheduling])
-        accumulate = _scheduled(trainer, schedulers[-1], epoch if batch else -1)
+    schedulers = _those(trainer, "GradientAccumulationScheduler")[-1:]
+    changes = [epoch for scheduler in schedulers for epoch in scheduler.scheduling]
     return Loop(
         max_epochs=math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs,
         max_steps=math.inf if trainer.max_steps == -1 else trainer.max_steps,
-        accumulate=accumulate,
-        same_from=same_from,
+        accumulate=_accumulation(trainer, schedulers, begun=epoch if batch else -1),
+        same_from=max(changes, default=0),
         last_steps=not trainer.strategy.handles_gradient_accumulation,
         epoch=epoch,
         batch=batch,
@@ -89,13 +86,13 @@ def _length(trainer: Trainer, loop: Loop, starting: bool) -> tuple[float, str]:
     return math.inf, "unknown before an epoch has ended: the data has no length"
 
 
-def _scheduled(trainer: Trainer, scheduler: Any, begun: int) -> Callable[[int], int]:
+def _accumulation(trainer: Trainer, schedulers: list[Any], begun: int) -> Callable[[int], int]:
     """Return epoch -> batches of a step; an epoch that has begun keeps what it has."""
 
     def accumulate(epoch: int) -> int:
-        if epoch == begun:
+        if epoch == begun or not schedulers:
             return trainer.accumulate_grad_batches
-        return int(scheduler.get_accumulate_grad_batches(epoch))
+        return int(schedulers[0].get_accumulate_grad_batches(epoch))
 
     return accumulate
 

@@ -75,7 +75,9 @@ OF_A_VALIDATION: dict[str, Measure] = {
         "parameters", "parameters that a token passes: of experts, those it is routed to", "same"
     ),
     "flops_per_token": _row("FLOP/token", "arithmetic of one training token", logged=False),
-    "train_hours": _row("h", "wall time of training, without validation", "max", grows=True),
+    "train_hours": _row(
+        "h", "wall time of training, checkpoints included, without validation", "max", grows=True
+    ),
     "wall_hours": _row(
         "h", "wall time of training and validation together", "max", logged=False, grows=True
     ),
