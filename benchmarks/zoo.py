@@ -35,7 +35,7 @@ import torch
 import transformers
 import zoo_counts
 import zoo_libraries
-import zoo_modules
+import zoo_own
 import zoo_transformers
 from zoo_judge import Finding, Row, be_quiet, judge
 from zoo_page import page
@@ -45,7 +45,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 
 def rows() -> Iterator[Row]:
     """Every row, modules of one's own first."""
-    yield from zoo_modules.ROWS
+    yield from zoo_own.all_rows()
     yield from zoo_libraries.all_rows()
     yield from zoo_counts.all_rows()
     yield from zoo_transformers.all_rows()

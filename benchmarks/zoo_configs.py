@@ -15,12 +15,17 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WORDS = 99
-PAD, BOS, EOS, PICTURE = 0, 1, 2, 3  # the text is made of the words from 5 on
+PAD, BOS, EOS, PICTURE, MASK = range(5)  # the text is made of the words from 5 on
+
+MASKED, TAGS = "masked words", "tags of words"  # which have no perplexity
 
 TASKS = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "sequence to sequence": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "vision and language": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "speech": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MASKED: modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    TAGS: modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 }
 
 MOST = 6_000_000
@@ -74,6 +79,8 @@ SIZES: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
+    "mamba_chunk_size": 8,
+    "chunk_size": 8,
     "image_size": 16,
     "patch_size": 8,
     "mrope_section": [1, 1, 2],
@@ -111,6 +118,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attn_layers": ["local", "local"],
         "local_attn_chunk_length": 12,
     },
+    "whisper": {"max_source_positions": 64, "max_target_positions": 64},
     "roc_bert": {"shape_vocab_size": 99, "pronunciation_vocab_size": 99},
     "xmod": {"default_language": "en_XX"},
 }
@@ -204,6 +212,14 @@ def _in_front(count: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return _pixels({k: F.pad(v, (count, 0), value=fill[k]) for k, v in batch.items()})
 
 
+def _sound(mels: int | None, frames: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return spectra [B, mels, frames], or [B, frames, mels] without ``mels``."""
+    shape = (16, frames) if mels is None else (mels, frames)
+    generator = torch.Generator().manual_seed(0)
+    spectra = torch.randn(len(batch["labels"]), *shape, generator=generator)
+    return {"input_features": spectra, "labels": batch["labels"]}
+
+
 _PICTURES: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "git": _pixels,
     "blip": _pixels,
@@ -211,4 +227,6 @@ _PICTURES: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "vipllava": partial(_in_front, 4),
     "paligemma": partial(_in_front, 4),
     "vision-encoder-decoder": _no_text,
+    "whisper": partial(_sound, 80, 128),
+    "speech_to_text": partial(_sound, None, 80),
 }

@@ -15,11 +15,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import zoo_libraries
-import zoo_modules as own
+import zoo_own
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_configs import PAD
-from zoo_judge import Finding, Listed, NotBuilt, Row, Specimen, quiet
+from zoo_architectures import LSTM
+from zoo_forms import PAD
+from zoo_judge import Finding, NotBuilt, Row, Specimen, loader_of, quiet
 
 from lightning_lscore import LScore
 
@@ -43,7 +44,7 @@ def _of(key: Any, read: Read = Tensor.numel) -> Read:
     return lambda batch: read(batch[key])
 
 
-# By the class in zoo_modules.
+# By the name of the class.
 READS: dict[str, Read] = {
     "NanoGPT": _all_but_last,
     "Transposed": _all_but_last,
@@ -82,10 +83,9 @@ READS: dict[str, Read] = {
 def _fit(module: Specimen, batches: Sequence[Any]) -> tuple[LScore, list[str]]:
     score = LScore()
     trainer = pl.Trainer(callbacks=[score], **quiet({"limit_val_batches": 0}))
-    data = torch.utils.data.DataLoader(Listed(batches), batch_size=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module, data)
+        trainer.fit(module, loader_of(batches))
     said = [str(w.message) for w in caught if str(w.message).startswith("LScore")]
     return score, said
 
@@ -175,7 +175,7 @@ def _by_hand(layers: int = 2, shared: int = 1) -> Specimen:
     return _Trained(Stack(), _next_word)
 
 
-class _Recurrent(own.LSTM):
+class _Recurrent(LSTM):
     def flops(self, batch: Tensor) -> float:
         """By hand: PyTorch's counter passes over the kernels of an LSTM."""
         products = [p for n, p in self.named_parameters() if p.ndim > 1 and "words" not in n]
@@ -272,7 +272,7 @@ def _with_batches(build: Callable[[], Specimen]) -> tuple[Specimen, Sequence[Any
 
 def all_rows() -> Iterator[Row]:
     """Tokens of each form of a batch, then the FLOP of each architecture."""
-    layouts = {row.name: row for row in own.ROWS}
+    layouts = {row.name: row for row in zoo_own.all_rows()}
     for name, read in READS.items():
         row = layouts[name]
         yield Row(

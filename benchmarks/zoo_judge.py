@@ -58,6 +58,7 @@ class Row:
         fits: run a fit of one step around the validation, and not the validation alone.
         contradicts: the loop contradicts itself, so that even its own number must not stand unsaid.
         judge: another judge than that of perplexity.
+        loader: batches -> what the Trainer validates on. Default: a DataLoader of them.
     """
 
     group: str
@@ -70,6 +71,7 @@ class Row:
     fits: bool = False
     contradicts: bool = False
     judge: Callable[[Row], Finding] | None = None
+    loader: Callable[[Sequence[Any]], Any] | None = None
 
 
 class NotBuilt(Exception):
@@ -198,7 +200,7 @@ def reference(row: Row, module: Specimen, batches: Sequence[Any]) -> tuple[float
 
 
 # What LScore says about the held-out set, and not about the devices or the plan.
-_DOUBT = re.compile("label|logit|ignore_index|shift|perplexity|loss", re.I)
+_DOUBT = re.compile("held-out|label|logit|ignore_index|shift|perplexity|loss", re.I)
 
 
 def run(
@@ -207,11 +209,12 @@ def run(
     """Return what was logged, how LScore found it, and its doubts."""
     score = LScore(**row.options)
     trainer = pl.Trainer(callbacks=[score], **quiet(row.trainer))
-    data = torch.utils.data.DataLoader(Listed(batches), batch_size=None)
+    train = loader_of(batches)
+    data = train if row.loader is None else row.loader(batches)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if row.fits:
-            trainer.fit(module, data, data)
+            trainer.fit(module.train(), train, data)
         else:
             trainer.validate(module, data, verbose=False)
     messages = (str(w.message) for w in caught)
@@ -242,11 +245,13 @@ def quiet(options: dict[str, Any]) -> dict[str, Any]:
 def _fails_alone(row: Row) -> bool:
     """Whether a row ends in an error without LScore, too."""
     module, batches = row.make()
-    module.eval().log = lambda *_, **__: None
+    module.log = lambda *_, **__: None
     try:
+        if row.fits:
+            module.train().training_step(batches[0], 0).backward()
         with torch.inference_mode():
             for i, batch in enumerate(batches):
-                module.validation_step(batch, i)
+                module.eval().validation_step(batch, i)
     except Exception:
         return True
     return False
@@ -259,6 +264,11 @@ def _from_lscore(error: BaseException) -> bool:
         last = trace.tb_frame.f_globals.get("__name__", "")
         trace = trace.tb_next
     return last.startswith("lightning_lscore")
+
+
+def loader_of(batches: Sequence[Any]) -> Any:
+    """Return a loader of batches as they are."""
+    return torch.utils.data.DataLoader(Listed(batches), batch_size=None)
 
 
 class Listed(torch.utils.data.Dataset[Any]):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from zoo_forms import LENGTH, MASK, PAD, WORDS, OwnGPT, dictionaries, ids, one_more, whole
 from zoo_judge import UNCOUNTED, NotBuilt, Row, Rows, Specimen
-from zoo_modules import LENGTH, MASK, PAD, WORDS, OwnGPT, dictionaries, ids, one_more, whole
 
 ANY = ("exact", "exact, doubted", "refused", "doubtful")
 
 
-def _gpt2(heads: str = "GPT2LMHeadModel", layers: int = 2) -> Any:
+def gpt2(heads: str = "GPT2LMHeadModel", layers: int = 2) -> Any:
     transformers = _library("transformers")
     config = transformers.GPT2Config(
         vocab_size=WORDS,
@@ -48,7 +48,7 @@ class Peft(Specimen):
         super().__init__()
         peft = _library("peft")
         made = getattr(peft, config)(task_type="CAUSAL_LM", **options)
-        self.model = peft.get_peft_model(_gpt2(layers=layers), made)
+        self.model = peft.get_peft_model(gpt2(layers=layers), made)
         for p in self.model.parameters():  # adapters begin at zero, where they change nothing
             if p.requires_grad:
                 p.data.normal_(std=0.1)
@@ -80,7 +80,7 @@ class DoubleHeads(Specimen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = _gpt2("GPT2DoubleHeadsModel")
+        self.model = gpt2("GPT2DoubleHeadsModel")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         out = self.model(**batch)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from zoo_configs import EOS, PAD, TASKS, WORDS, build, classes, dress
+from zoo_configs import EOS, MASK, MASKED, PAD, TAGS, TASKS, WORDS, build, classes, dress
 from zoo_judge import UNCOUNTED, NotBuilt, Row, Rows, Specimen, labels_by_gradient
 
 LENGTH, PROMPT = 12, 3
@@ -55,6 +55,20 @@ def _shifted(text: Tensor) -> dict[str, Tensor]:
         "attention_mask": (inputs != PAD).long(),
         "labels": after.masked_fill((after == PAD) | (inputs == PAD), UNCOUNTED),
     }
+
+
+def _masked(text: Tensor) -> dict[str, Tensor]:
+    """Every fourth word is hidden, and is the label."""
+    hidden = (torch.arange(LENGTH) % 4 == 1) & (text != PAD)
+    batch = {"input_ids": text.masked_fill(hidden, MASK), "attention_mask": (text != PAD).long()}
+    return {**batch, "labels": text.masked_fill(~hidden, UNCOUNTED)}
+
+
+def _tagged(text: Tensor) -> dict[str, Tensor]:
+    """Whether the number of a word is odd."""
+    mask = (text != PAD).long()
+    labels = (text % 2).masked_fill(mask == 0, UNCOUNTED)
+    return {"input_ids": text, "attention_mask": mask, "labels": labels}
 
 
 def _pair(text: Tensor) -> dict[str, Tensor]:
@@ -189,6 +203,13 @@ class OutputOnly(Returned):
         yield self.model(input_ids=batch).logits[:, :-1], batch[:, 1:]
 
 
+class NoLanguageModel(Wrapped):
+    """Has no perplexity, though it reads words and has labels of them."""
+
+    def truth(self, batch: Any) -> Iterable[Rows]:
+        return ()
+
+
 class ReturnedPair(Wrapped):
     """Returns the logits and labels of an encoder-decoder."""
 
@@ -242,6 +263,7 @@ def _born(task: str, name: str, kind: str) -> Animal | NotBuilt:
     try:
         animal = Animal(build(task, name, kind), kind)
         text = _pair if animal.model.config.is_encoder_decoder else _copied
+        text = {MASKED: _masked, TAGS: _tagged}.get(task, text)
         with torch.no_grad():
             out = animal.model(**animal.two(text)[0])
         head = animal.model.get_output_embeddings()
@@ -336,8 +358,16 @@ LAYOUTS = {
     "causal": _CAUSAL,
     "sequence to sequence": _SEQ2SEQ,
     "vision and language": _WITH_LABELS,
+    "speech": _WITH_LABELS,
+    MASKED: {
+        "labels to the model": lambda a: (NoLanguageModel(a.model, _own_loss), a.two(_masked)),
+        "own loss": lambda a: (NoLanguageModel(a.model, _loss_of_shifted), a.two(_masked)),
+    },
+    TAGS: {"labels to the model": lambda a: (NoLanguageModel(a.model, _own_loss), a.two(_tagged))},
 }
+_NONE = ("none", "refused", "doubtful")
 _DUE = {
+    "logits and labels returned": ("exact", "refused"),  # where pictures have logits as well
     AGAINST: ("exact, doubted", "doubtful", "refused"),
     "the same, labels shifted": ANY,
 }
@@ -352,7 +382,7 @@ def rows(task: str) -> Iterator[Row]:
                 name,
                 layout,
                 functools.partial(_make, task, layout, name, kind),
-                _DUE.get(layout, ("exact",)),
+                _NONE if task in (MASKED, TAGS) else _DUE.get(layout, ("exact",)),
                 fits=layout == "labels to the model",
                 contradicts=layout == AGAINST,
             )
@@ -363,7 +393,10 @@ def _make(task: str, layout: str, name: str, kind: str) -> Made:
     if isinstance(animal, NotBuilt):
         raise animal
     made = LAYOUTS[task][layout]
-    if animal.model.config.is_encoder_decoder and layout in _SEQ2SEQ:
+    if task in (MASKED, TAGS):
+        if animal.model.config.is_encoder_decoder:
+            raise NotBuilt("an encoder-decoder predicts its labels one after the other")
+    elif animal.model.config.is_encoder_decoder and layout in _SEQ2SEQ:
         made = _SEQ2SEQ[layout]
     elif layout in _WITH_LABELS and not animal.model.config.is_encoder_decoder:
         made = _WITH_LABELS[layout]
