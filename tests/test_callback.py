@@ -1247,3 +1247,49 @@ def test_the_flops_of_a_token_are_estimated_given_or_counted(trainer, given, per
 def test_flops_per_token_must_be_a_number(flops):
     with pytest.raises(ValueError, match="flops_per_token: expected a number > 0"):
         LScore(flops_per_token=flops)
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        lambda m: [1.0, 1.01, 1.02, 1.03][m.steps // 10],
+        lambda m: 1 + 0.001 * len(range(0, m.steps, 10)),
+        lambda m: 1 + m.tokens.bit_length() / 1000,
+    ],
+)
+def test_a_factor_that_cannot_be_asked_for_what_is_to_come_ends_nothing(price, trainer):
+    """The forecast asks for counts that are no whole numbers, beyond what the function knows."""
+    lscore = LScore(Formula(H=price))
+    t = trainer(lscore, max_epochs=3)
+    t.fit(PlainLM(), loader(40), loader(4))
+    assert (t.global_step, lscore.last_record.step) == (30, 30)
+    assert lscore.last_record.L > 0
+
+
+def test_a_measure_of_ones_own_that_raises_is_absent_and_said_once(trainer):
+    """It is not asked again; L is as without it."""
+    calls = []
+
+    def fails(trainer, module):
+        calls.append(1)
+        raise ConnectionError("no network")
+
+    lscore = LScore(measures={"tariff": fails})
+    with pytest.warns(UserWarning, match=r"gives up the measure 'tariff' \(ConnectionError"):
+        trainer(lscore, max_epochs=3).fit(PlainLM(), loader(16), loader(4))
+    assert len(calls) == 1
+    assert lscore.last_record.L > 0
+    assert "tariff" not in lscore.last_record.measurements.own
+
+
+def test_what_is_forecast_or_written_ends_nothing_whatever_it_raises(trainer, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RecursionError("a mistake")
+
+    monkeypatch.setattr("lightning_lscore.run.progress.predict", fails)
+    monkeypatch.setattr("lightning_lscore.run.ledger.append_record", fails)
+    lscore = LScore()
+    with pytest.warns(UserWarning, match="gives up its ") as caught:
+        trainer(lscore, max_epochs=2).fit(PlainLM(), loader(16), loader(4))
+    assert len([w for w in caught if "gives up its " in str(w.message)]) == 2
+    assert lscore.last_record.L > 0

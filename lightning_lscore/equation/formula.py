@@ -131,13 +131,14 @@ class Formula:
         >>> round(formula.ln_price(Measurements(tokens=10**9), growth=3), 3)
         0.069
         """
-        grown = {name: spent * growth for name, spent in measurements.spending().items()}
-        try:
-            parts = self.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
-        except (ValueError, ArithmeticError):
-            if growth == 1:
-                raise
-            return None
+        if growth == 1:
+            parts = self.ln_parts(measurements)
+        else:
+            grown = {name: spent * growth for name, spent in measurements.spending().items()}
+            try:
+                parts = self.ln_parts(replace(measurements, **grown))  # type: ignore[arg-type]
+            except Exception:  # of a user's function: these counts are no whole numbers
+                return None
         factors = [ln_f for letter, ln_f in parts.items() if letter != "T" and ln_f is not None]
         return sum(factors) if len(factors) == 3 else None
 

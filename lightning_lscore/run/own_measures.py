@@ -9,6 +9,7 @@ from typing import Any
 from ..equation.formula import Formula
 from ..equation.measures import MEASURES
 from ..equation.safe_numbers import as_number, short
+from .extras import Extras
 
 OwnMeasure = Callable[..., float | None]
 """A function that returns a number >= 0, or None where it has no value."""
@@ -39,13 +40,18 @@ def check_measures(functions: Mapping[str, OwnMeasure], formula: Formula | None)
             )
 
 
-def values_of(functions: Mapping[str, Callable[[], float | None]]) -> dict[str, float]:
-    """Return the value of each at this moment; NaN for None.
+def values_of(
+    functions: Mapping[str, Callable[[], float | None]], extras: Extras
+) -> dict[str, float]:
+    """Return the value of each at this moment; NaN for None, and for one that raises.
 
     Raises:
-        ValueError: if one is no such number.
+        ValueError: if one returns what is no such number.
     """
-    return {name: _number_from(name, function()) for name, function in functions.items()}
+    return {
+        name: _number_from(name, extras.run(f"the measure {name!r}", function))
+        for name, function in functions.items()
+    }
 
 
 def _number_from(name: str, value: Any) -> float:

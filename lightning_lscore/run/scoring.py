@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from functools import partial
 
 from ..equation.formula import Formula
 from ..equation.measurements import Measurements
@@ -13,6 +14,7 @@ from ..model.parameters import ParameterCount
 from ..record.record import Record
 from ..record.versions import versions
 from . import measure
+from .extras import Extras
 from .plan import Plan
 from .segment import Segment
 from .state import RunState
@@ -27,6 +29,7 @@ def score_run(
     *,
     own: Mapping[str, float],
     assumptions: Mapping[str, str],
+    extras: Extras,
     step: int | None,
     epoch: int | None,
 ) -> Record:
@@ -40,6 +43,7 @@ def score_run(
         plan: as known now.
         own: the user's own measures.
         assumptions: what was taken for granted about the loop, by subject.
+        extras: runs the forecast, which may fail.
         step: optimiser steps so far; None: the batches counted.
         epoch: None: that of the batches counted.
     """
@@ -63,7 +67,8 @@ def score_run(
         lost_device_hours=state.lost_device_hours,
         planned=plan.batches_in_all(spending),
         learning_rate=plan.learning_rate,
-        prediction=_look_ahead(state, formula, measured, plan),
+        prediction=extras.run("its forecast", partial(_look_ahead, state, formula, measured, plan))
+        or Unpredictable(reason="The forecast failed."),
         devices=segment.devices.described,
         hardware={key: seen.use() for key, seen in spending.devices.items()},
         versions=versions(),

@@ -31,6 +31,7 @@ from . import measure, processes
 from .architecture import Architecture
 from .arithmetic import Arithmetic
 from .epochs import Epochs
+from .extras import Extras
 from .ledger import Ledger
 from .options import Options
 from .own_measures import OwnMeasure, values_of
@@ -146,6 +147,7 @@ class Tracker:
         self._warned: set[str] = set()
         self._tell = tell or _tell_on_rank_0
         self._assumed: dict[str, str] = {}
+        self._extras = Extras(self.warn_once)
         self._ledger = Ledger(prefix, self.warn_once)
         self.directory = self._options.directory
 
@@ -457,6 +459,7 @@ class Tracker:
             self.plan,
             own=own,
             assumptions=self._assumed,
+            extras=self._extras,
             step=step,
             epoch=epoch,
         )
@@ -468,7 +471,7 @@ class Tracker:
             self.warn_once(f"has no L to log: {'; '.join(record.score.missing)}.")
         for message in segment.messages():
             self.warn_once(message)
-        self._ledger.write(record)
+        self._extras.run("its record", partial(self._ledger.write, record))
         if running:
             self.resume()
         return record
@@ -531,7 +534,8 @@ class Tracker:
 
         From the record, on the process that keeps it; without one nothing is told.
         """
-        if (found := self._ledger.replay(self._state.id)) is not None and found.saved > 0:
+        replay = partial(self._ledger.replay, self._state.id)
+        if (found := self._extras.run("its look back", replay)) and found.saved > 0:
             self._tell(f"LScore: CostEarlyStopping() {found}.")
 
     def _exchange(self, source: str) -> tuple[Evaluation | None, dict[str, float]]:
@@ -544,7 +548,7 @@ class Tracker:
             nonlocal own, mine
             said = {name: h.numbers() for name, h in held_out.items()}
             if segment is not None:
-                own, mine = values_of(self._options.measures), segment.spending()
+                own, mine = values_of(self._options.measures, self._extras), segment.spending()
                 to_come = math.nan if self.plan.to_come is None else self.plan.to_come
                 spent = segment.numbers(mine)
                 said |= {"own": [*own.values()], "to come": [to_come], "spent": spent}
