@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..model.batch import find_tokens, integer_tensors
 from ..model.language_models import language_models
+from ..model.leaves import leaves
 from ..model.sharded import whole
 from .alignment import Alignment, of_size, shift
 from .fit import with_joined
@@ -196,7 +197,7 @@ class Capture:
         losses = of_size(self._losses.heard, found.labels)
         labels, ignored = self._ignored.mark(found.labels, losses)
         read = [None if call is None else call.tokens, *with_joined(self._losses.read)]
-        read += [find_tokens(step.batch), *_longer(step.batch, found.labels)]
+        read += [_tokens_beside(step.batch, found.labels), *_longer(step.batch, found.labels)]
         known_loss = loss if values.ndim else None
         shift_ = self._alignment.of_found(values, labels, read, call, losses, known_loss)
         if values.ndim and not self._declared:
@@ -273,6 +274,15 @@ class Capture:
     def _shifted(self, labels: Tensor, already: bool) -> Tensor:
         labels = whole(labels)
         return labels if already else shift(labels, self._ignored.index)
+
+
+def _tokens_beside(batch: Any, labels: Tensor) -> Tensor | None:
+    """Return the batch's tokens, unless they are the labels and what is read are features."""
+    tokens = find_tokens(batch)
+    if tokens is None or tokens.shape != labels.shape or tokens.data_ptr() != labels.data_ptr():
+        return tokens
+    features = any(one.tensor.is_floating_point() and one.tensor.ndim > 1 for one in leaves(batch))
+    return None if features else tokens
 
 
 def _longer(batch: Any, labels: Tensor) -> list[Tensor]:

@@ -386,6 +386,19 @@ def test_a_tagger_that_returns_its_loss_is_no_language_model():
         captured(lambda m, b: {"logits": m(b["input_ids"])[..., :40], **b}, large, Model(150))
 
 
+def test_classes_of_frames_are_no_language_model():
+    """The only integers of the batch are its labels: they are not what is read."""
+    batch = {"features": torch.rand(6, LENGTH, 16), "labels": ROWS % 5}
+
+    def step(model, b):
+        logits = model.head(model.layer(b["features"])[0])[..., :5]
+        F.cross_entropy(logits.flatten(0, 1), b["labels"].flatten())
+        return {"logits": logits, "labels": b["labels"]}
+
+    with pytest.raises(NoLanguageModel):
+        captured(step, batch)
+
+
 # ---------------------------------------------------------------------- what it costs
 
 
