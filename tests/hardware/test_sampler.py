@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from dataclasses import dataclass, field, fields
 
@@ -186,21 +185,30 @@ def test_training_does_not_wait_for_a_device_that_hangs(started):
     assert totals_of(sampler).training_seconds == 10
 
 
-def test_a_device_that_hung_once_is_not_waited_for_again(started):
-    """Neither by the next validation, nor at the end: either would last until PATIENCE is over."""
-    clock, probe = Clock(), FakeProbe(gate=threading.Event())
-    sampler = started(probe, now=clock)
+def test_a_device_that_hung_once_is_not_waited_for_again(started, monkeypatch):
+    """Neither by the next validation, nor at the end."""
+    probe = FakeProbe(gate=threading.Event())
+    sampler = started(probe)
+    thread, wait_for, joined = sampler._thread, sampler._wake.wait_for, []
     sampler.resume()
     assert probe.entered.wait(PATIENCE)
     totals_of(sampler, timeout=0.01)
-    began = time.monotonic()
+
+    def by_the_thread(*arguments):
+        assert threading.current_thread() is thread
+        return wait_for(*arguments)
+
+    monkeypatch.setattr(sampler._wake, "wait_for", by_the_thread)
+    monkeypatch.setattr(thread, "join", joined.append)
     for _ in range(3):
         sampler.resume()
         sampler.pause()
         assert totals_of(sampler, timeout=PATIENCE).readings == 0
     sampler.stop(timeout=PATIENCE)
-    assert time.monotonic() - began < PATIENCE / 2
+    assert joined == [0.0]
+    monkeypatch.undo()
     probe.gate.set()
+    thread.join(PATIENCE)
 
 
 def test_a_device_that_hangs_is_named_once(started):
