@@ -39,6 +39,7 @@ class EmbeddingReads:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.reads: list[Read] = []
+        self.has_model = model is not None
         self._hooks: dict[int, Any] = {}
         self._heard: set[int] = set()
         compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())

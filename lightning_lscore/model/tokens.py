@@ -21,6 +21,9 @@ _NOWHERE = torch.Size([0, 0])
 _LOOKS = 16
 """Kinds of batches whose data is looked at, once each: that waits for the device."""
 
+_UNHEARD = ", with what the step may cut off, since no embedding was heard in it"
+"""Said where the model's part in the rules is missing: all of it is compiled, or its own."""
+
 
 class TokenCounter:
     """Count the training tokens and sequences of this process, without padding.
@@ -152,7 +155,9 @@ class TokenCounter:
             found = texts or found
         each = [measured for several in found for measured in several]
         if each and self._is_new:
-            self._say(in_words(each))
+            reads = self._evidence.reads
+            unheard = "" if reads.reads or not reads.has_model else _UNHEARD
+            self._say(in_words(each) + unheard)
             self._doubt(each[0].place)
         for measured in each:
             self._add(measured)

@@ -256,6 +256,14 @@ def test_where_the_model_reads_something_else_the_other_rules_hold():
     assert "the first of whole numbers" in said[0]
 
 
+def test_where_nothing_is_heard_of_the_model_this_is_said():
+    """As where all of the step is compiled: of T + 1 ids T + 1 count then."""
+    said = []
+    counter = TokenCounter(model=Reader(), tell=said.append)
+    counter.add(IDS)
+    assert "with what the step may cut off, since no embedding was heard in it" in said[0]
+
+
 def test_what_is_read_without_gradient_does_not_count():
     """As by a teacher, or in an evaluation."""
     model = Reader()
