@@ -25,7 +25,8 @@ Then comes each set, start and weight in which an EarlyStopping on the loss, or 
 criteria, saves more than CostEarlyStopping and ends within 1 % as often.
 
 Prediction: each curve, whole and its second half alone, is cut at 25, 40, 60 and 80 % of its plan,
-and the best L of the whole curve is predicted from the part before the cut.
+and the best L of the whole curve is predicted from the part before the cut, as in a run: nothing is
+shown where the learning rate was not logged, is still to decay, or has just begun to.
 
     shown      share of cases with a prediction
     held       share of the shown cases whose 90 % interval holds the best L; below: it is lower
@@ -46,6 +47,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from public_curves import LEAST, BadFile, Curve, number, read_curves, read_rows
@@ -229,6 +231,15 @@ class Forecast:
         return low * (1 - 1e-9) <= self.growth <= high * (1 + 1e-9)
 
 
+def rate_of(curve: Curve, now: int) -> dict[str, Any]:
+    """Where the learning rate stands in its decay, and since what spending."""
+    decay = curve.learning_rate(now).decay
+    since = next(
+        (i + 1 for i in range(now - 1, -1, -1) if curve.learning_rate(i).decay != decay), 0
+    )
+    return {"decay": decay, "since": curve.spent[since] if since else 0.0}
+
+
 def forecast(curve: Curve, weight: float, cut: float) -> Forecast | None:
     """Predict from what lies before the cut; None if nothing was spent there."""
     ln_L = [y + p for y, p in zip(curve.loss, price(curve, weight), strict=True)]
@@ -243,6 +254,7 @@ def forecast(curve: Curve, weight: float, cut: float) -> Forecast | None:
         best_ln_L=so_far,
         best_spent=curve.spent[ln_L.index(so_far)],
         planned=1,
+        **rate_of(curve, seen - 1),
     )
     return Forecast(
         weight=weight,

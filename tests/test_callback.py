@@ -365,7 +365,8 @@ def test_the_best_L_to_come_is_expected_once_the_curve_allows(trainer, tmp_path)
     """As a logged key and in the record; a sentence in the record before."""
     pl.seed_everything(0, verbose=False)
     watch, lscore = Watch(), LScore(BY_TOKENS)
-    trainer(lscore, watch, max_epochs=40).fit(PlainLM(lr=0.02), loader(8), loader(4))
+    often = {"max_epochs": 1, "val_check_interval": 2}
+    trainer(lscore, watch, **often).fit(PlainLM(lr=0.02), loader(320), loader(4))
     records = read_records(tmp_path)
     assert "got 1 so far" in records[0].prediction.reason
     shown = [r for r in records if isinstance(r.prediction, Prediction)]
@@ -398,10 +399,19 @@ def test_nothing_is_expected_before_a_decay_that_is_ahead(schedule, shown, train
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     pl.seed_everything(0, verbose=False)
-    trainer(LScore(BY_TOKENS), max_epochs=40).fit(Scheduled(lr=0.02), loader(8), loader(4))
+    options = {"max_epochs": 1, "val_check_interval": 2}
+    trainer(LScore(BY_TOKENS), **options).fit(Scheduled(lr=0.02), loader(320), loader(4))
     prediction = read_records(tmp_path)[34].prediction
     assert isinstance(prediction, Prediction) == shown
     assert ("still ahead" in getattr(prediction, "reason", "")) != shown
+
+
+def test_nothing_is_expected_where_the_data_is_passed_over_again(trainer, tmp_path):
+    """The loss may turn there."""
+    trainer(LScore(BY_TOKENS), max_epochs=9).fit(PlainLM(), loader(8), loader(4))
+    assert (
+        "over the data 9 times: the loss may turn" in read_records(tmp_path)[-1].prediction.reason
+    )
 
 
 def test_an_evaluation_set_that_changes_is_said(trainer):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..curve.forecast import predict, thinned
 from ..equation.formula import Formula
+from ..equation.learning_rate import DECAYS, Decay, LearningRate
 from ..equation.level import first_reached, with_level
 from ..equation.measurements import Measurements
 from ..equation.prediction import Prediction, Unpredictable
@@ -32,6 +33,10 @@ class Progress:
     """Batches and ln T at each validation, or the means of several, and of how many."""
     best: list[float] = field(default_factory=list)
     """Lowest finite ln L so far and the batches at it; empty before."""
+    decay: Decay = "unknown"
+    """Where the learning rate stood in its decay at the last validation."""
+    decay_since: float = 0.0
+    """Batches at the first validation at which it stood there; 0: at all of them."""
 
     def take_in(self, formula: Formula, measured: Measurements, batches: int) -> Measurements:
         """Add a validation; call this once for each, in their order.
@@ -100,6 +105,12 @@ class Progress:
         if math.isfinite(ln_L) and (not self.best or ln_L < self.best[0]):
             self.best = [ln_L, batches]
 
+    def see_rate(self, rate: LearningRate, batches: int) -> None:
+        """Take in the learning rate of a validation."""
+        if rate.decay != self.decay:
+            self.decay_since = float(batches) if len(self.curve) > 1 else 0.0
+        self.decay = rate.decay
+
     def forecast(
         self, formula: Formula, measured: Measurements, planned: float | None
     ) -> Prediction | Unpredictable:
@@ -129,6 +140,8 @@ class Progress:
             best_spent=best_spent,
             planned=planned,
             counts=counts,
+            decay=self.decay,
+            since=self.decay_since,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,6 +152,8 @@ class Progress:
             "reached_how": self.reached_how,
             "curve": [list(point) for point in self.curve],
             "best": list(self.best),
+            "decay": self.decay,
+            "decay_since": self.decay_since,
         }
 
     @classmethod
@@ -159,4 +174,15 @@ class Progress:
         if not plain or len(best) not in (0, 2) or (previous and "ln_T" not in previous):
             raise ValueError(f"no course of a run: previous {previous}, best {best}")
         how = str(state.get("reached_how", ""))
-        return cls(previous=previous, reached=reached, reached_how=how, curve=curve, best=best)
+        decay = state.get("decay", "unknown")
+        if decay not in DECAYS:
+            raise ValueError(f"expected a decay ({', '.join(DECAYS)}), got {decay!r}")
+        return cls(
+            previous=previous,
+            reached=reached,
+            reached_how=how,
+            curve=curve,
+            best=best,
+            decay=decay,
+            decay_since=float(state.get("decay_since", 0.0)),
+        )

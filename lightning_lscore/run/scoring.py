@@ -54,6 +54,7 @@ def score_run(
     )
     formula = state.settle_formula(parameters, plan)
     measured = state.progress.take_in(formula, measured, spending.batches)
+    state.progress.see_rate(plan.learning_rate, spending.batches)
     return Record(
         run=state.id,
         batch=spending.batches,
@@ -80,9 +81,11 @@ def score_run(
 def _look_ahead(
     state: RunState, formula: Formula, measured: Measurements, plan: Plan
 ) -> Prediction | Unpredictable:
-    if plan.learning_rate.decay == "ahead":
+    spending, planned = state.spending, plan.batches_in_all(state.spending)
+    passes = spending.epochs / spending.batches * (planned or 0.0) if spending.batches else 0.0
+    if passes > 1 + 1e-9:
         return Unpredictable(
-            reason="A decay of the learning rate is still ahead, and brings more than the curve so "
-            "far can tell."
+            reason=f"The plan passes over the data {passes:.4g} times: the loss may turn, which no "
+            "curve foretells."
         )
-    return state.progress.forecast(formula, measured, plan.batches_in_all(state.spending))
+    return state.progress.forecast(formula, measured, planned)

@@ -8,6 +8,7 @@ import pytest
 
 from lightning_lscore.equation.factor import Factor
 from lightning_lscore.equation.formula import Formula
+from lightning_lscore.equation.learning_rate import LearningRate
 from lightning_lscore.equation.measurements import Measurements
 from lightning_lscore.run.progress import CURVE_POINTS, Progress
 from lightning_lscore.run.spending import Spending
@@ -19,13 +20,14 @@ class Run:
 
     def __init__(self, formula, progress=None):
         self.formula, self.progress = formula, progress or Progress()
-        self.batches = 0
+        self.batches, self.decay = 0, "over"
 
     def take_in(self, measured):
         return self.progress.take_in(self.formula, measured, self.batches)
 
     def forecast(self, measured, planned):
         measured = self.take_in(measured)
+        self.progress.see_rate(LearningRate(now=1.0, decay=self.decay), self.batches)
         return self.progress.forecast(self.formula, measured, planned)
 
     def saved(self):
@@ -195,6 +197,20 @@ def test_a_run_predicts_nothing_without_an_L_or_a_curve():
     assert validated(lacking, 3).reason == "There is no L."
     run = Run(formula=Formula())
     assert "finite" in run.forecast(Measurements(nll=math.nan), None).reason
+
+
+def test_a_rate_that_changed_its_way_is_carried_on_once_the_stretch_lies_behind():
+    """Also after a resume."""
+    run = Run(formula=Formula(D=Factor("tokens", 400, 0.05)))
+    validated(run, 30)
+    run = Run.resumed(json.loads(json.dumps(run.saved())))
+    run.decay, shown = "under way", []
+    for i in range(31, 61):
+        run.batches = 10 * i
+        found = run.forecast(Measurements(nll=2 + i**-0.5, tokens=10 * i), 700.0)
+        shown.append("too short a time" not in getattr(found, "reason", ""))
+    assert shown.index(True) == pytest.approx(31 * 2**0.5 - 31, abs=2)
+    assert all(shown[shown.index(True) :])
 
 
 def test_a_prediction_is_the_same_after_a_resume():
