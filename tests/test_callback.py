@@ -1268,8 +1268,8 @@ def test_flops_per_token_must_be_a_number(flops):
 def test_a_factor_that_cannot_be_asked_for_what_is_to_come_ends_nothing(price, trainer):
     """The forecast asks for counts that are no whole numbers, beyond what the function knows."""
     lscore = LScore(Formula(H=price))
-    t = trainer(lscore, max_epochs=3)
-    t.fit(PlainLM(), loader(40), loader(4))
+    t = trainer(lscore, max_epochs=1, val_check_interval=2)
+    t.fit(PlainLM(), loader(120), loader(4))
     assert (t.global_step, lscore.last_record.step) == (30, 30)
     assert lscore.last_record.L > 0
 
@@ -1298,6 +1298,6 @@ def test_what_is_forecast_or_written_ends_nothing_whatever_it_raises(trainer, mo
     monkeypatch.setattr("lightning_lscore.run.ledger.append_record", fails)
     lscore = LScore()
     with pytest.warns(UserWarning, match="gives up its ") as caught:
-        trainer(lscore, max_epochs=2).fit(PlainLM(), loader(16), loader(4))
+        trainer(lscore, max_epochs=1, val_check_interval=2).fit(PlainLM(), loader(16), loader(4))
     assert len([w for w in caught if "gives up its " in str(w.message)]) == 2
     assert lscore.last_record.L > 0
