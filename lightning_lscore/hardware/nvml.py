@@ -14,13 +14,15 @@ board, which all slices share; NVML may refuse to report it for a slice.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from .library import PLAUSIBLE_MHZ, OpenedProbe, Query, VendorLibrary
-from .probe import ProbeLost
+from .probe import ProbeLost, Reading, for_every_measure
 
 __all__ = ["NvmlProbe", "driver_versions"]
 
@@ -46,6 +48,7 @@ _HELD_DOWN = {
 }
 """Reasons for a low clock that are throttling; idling and clocks set by a user are not."""
 
+_ZEROS = "the device answers 0 to every question, as integrated ones do"
 _MIG = "a MIG slice: NVML reports it for the whole board only, which is not this process's alone"
 
 
@@ -75,13 +78,23 @@ class _NvmlLibrary(VendorLibrary):
         try:
             self._library.nvmlInit()
             self._open = True
-            self._handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
+            self._handle = _handle(self._library, uuid)
             # The name decides where it can: an error would charge the board's energy to the slice.
             if uuid.startswith("MIG-") or self._is_slice():
                 self._never = dict.fromkeys(("busy_fraction", "power_watts", "energy_joules"), _MIG)
         except Exception as error:  # an NVMLError, or ctypes' own when the library is damaged
             self.close()
-            raise ProbeLost(f"NVML cannot open {uuid}: {error}") from error
+            why = f"NVML cannot open {uuid}: {error}{_shadow(self._library)}"
+            raise ProbeLost(why) from error
+
+    def read(self) -> tuple[Reading, dict[str, str]]:
+        """Return the reading; nothing of a device that answers 0 to everything."""
+        reading, missing = super().read()
+        values = [getattr(reading, field.name) for field in fields(Reading)]
+        # Integrated GPUs do. An idle one has a clock and draws power.
+        if reading.busy_fraction == 0 and not any(values):
+            return Reading(), {**for_every_measure(_ZEROS), **self._never}
+        return reading, missing
 
     def close(self) -> None:
         # A forked child did not initialise NVML, so it has nothing to release.
@@ -94,14 +107,15 @@ class _NvmlLibrary(VendorLibrary):
 
     def _is_slice(self) -> bool:
         """Return whether it is a MIG slice, or a board in MIG mode, which is used by its slices."""
-        with contextlib.suppress(self._library.NVMLError):  # a driver from before MIG
+        # A driver, or a package, from before MIG.
+        with contextlib.suppress(self._library.NVMLError, AttributeError):
             if _plain_int(self._library.nvmlDeviceIsMigDeviceHandle(self._handle)):
                 return True
         try:
             current, _ = self._library.nvmlDeviceGetMigMode(self._handle)
-        except self._library.NVMLError:
+            return bool(current == self._library.NVML_DEVICE_MIG_ENABLE)
+        except (self._library.NVMLError, AttributeError):
             return False
-        return bool(current == self._library.NVML_DEVICE_MIG_ENABLE)
 
     def _codes(self, names: tuple[str, ...]) -> frozenset[int]:
         return frozenset(
@@ -117,13 +131,36 @@ def driver_versions() -> str:
     except Exception as error:  # also of the import, and ctypes' own
         return f"no NVIDIA driver answers: {error}"
     try:
-        driver, library = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetNVMLVersion()
+        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        library = _text(nvml.nvmlSystemGetNVMLVersion())
     except Exception as error:
         return f"the NVIDIA driver does not report its version: {error}"
     finally:
         with contextlib.suppress(Exception):
             nvml.nvmlShutdown()
-    return f"NVIDIA driver {driver}, NVML {library}"
+    return f"NVIDIA driver {driver}, NVML {library}{_shadow(nvml)}"
+
+
+def _handle(nvml: Any, uuid: str) -> Any:
+    """The handle of a device; the old package ``pynvml`` takes and gives bytes for text."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except (TypeError, ctypes.ArgumentError):
+        return nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _shadow(nvml: Any) -> str:
+    """Which file is imported in place of nvidia-ml-py's, which is a single one; else empty."""
+    if not hasattr(nvml, "__path__"):
+        return ""
+    return (
+        f" ({nvml.__file__} of the old package pynvml stands before nvidia-ml-py: "
+        "pip uninstall pynvml, then reinstall nvidia-ml-py)"
+    )
 
 
 def _plain_int(value: Any) -> int:
@@ -148,10 +185,13 @@ def _energy_joules(nvml: Any, handle: Any) -> float | None:
 def _memory_used_bytes(nvml: Any, handle: Any) -> int | None:
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported):
+    except (
+        *(AttributeError, TypeError),  # a package older than that
+        *(nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported),
+    ):
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # a driver older than R510
     # The peak would keep a single wrong value forever.
-    return int(memory.used) if 0 <= memory.used <= memory.total else None
+    return int(memory.used) if 0 <= memory.used <= memory.total > 0 else None
 
 
 def _sm_clock_mhz(nvml: Any, handle: Any) -> float | None:

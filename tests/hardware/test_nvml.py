@@ -536,3 +536,70 @@ def test_a_real_gpu_spends_energy_while_it_multiplies():
     assert totals.training_seconds > 0
     if "energy_joules" not in next(iter(sampler.missing().values())):
         assert totals.energy_joules > 0
+
+
+# ------------------------------------------------------------- an old package, an odd device
+
+
+def make_old(monkeypatch, knows_bytes=True):
+    """What the package ``pynvml`` 11.4 did: a folder, bytes for text, and fewer functions."""
+    by_uuid, version = pynvml.nvmlDeviceGetHandleByUUID, pynvml.nvmlSystemGetDriverVersion
+
+    def of_bytes(uuid):
+        if not isinstance(uuid, bytes) or not knows_bytes:
+            raise TypeError("bytes or integer address expected instead of str instance")
+        return by_uuid(uuid.decode())
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", of_bytes)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: version().encode())
+    monkeypatch.setattr(pynvml, "__path__", ["old"], raising=False)
+    monkeypatch.setattr(pynvml, "__file__", "old/pynvml/__init__.py")
+    for name in (
+        *("nvmlMemory_v2", "nvmlDeviceGetCurrentClocksEventReasons"),
+        *("nvmlDeviceIsMigDeviceHandle", "nvmlDeviceGetMigMode", "NVML_DEVICE_MIG_ENABLE"),
+    ):
+        monkeypatch.delattr(pynvml, name)
+
+
+def test_an_old_package_before_nvidias_own_is_read_all_the_same(monkeypatch):
+    gpu = FakeGpu()
+    FakeNvml([gpu]).install(monkeypatch)
+    make_old(monkeypatch)
+    probe = NvmlProbe(GPU)
+    all_of_it = {"memory_used_bytes": gpu.memory_bytes + gpu.reserved_bytes}
+    assert asdict(probe.read()) == {**FULL, **all_of_it}
+    assert not probe.missing
+    said = nvml.driver_versions()
+    assert said.startswith("NVIDIA driver 999.88.77, NVML 13.999.88.77 (old/pynvml/__init__.py")
+    assert "pip uninstall pynvml" in said
+
+
+def test_an_old_package_that_cannot_be_used_is_named(monkeypatch):
+    """With its file: two packages of one module's name are hard to tell apart."""
+    FakeNvml().install(monkeypatch)
+    make_old(monkeypatch, knows_bytes=False)
+    probe = NvmlProbe(GPU)
+    assert probe.read() == Reading()
+    assert all("old/pynvml/__init__.py of the old package" in why for why in probe.missing.values())
+
+
+@pytest.mark.parametrize("memory", [0, 3 * 2**30])
+def test_a_device_that_answers_0_to_everything_is_not_idle(monkeypatch, memory):
+    """It is unavailable; one that has memory in use answers something."""
+    gpu = FakeGpu(utilization_percent=0, power_milliwatts=0, energy_millijoules=0)
+    gpu.sm_clock_mhz, gpu.memory_bytes = 0, memory
+    FakeNvml([gpu]).install(monkeypatch)
+    probe = NvmlProbe(GPU)
+    reading = probe.read()
+    assert reading.power_watts is reading.sm_clock_mhz is None
+    assert reading.busy_fraction == (0 if memory else None)
+    assert reading.memory_used_bytes == (memory or None)
+    if not memory:
+        assert reading == Reading()
+        assert set(probe.missing) == MEASURES
+        assert "answers 0 to every question" in probe.missing["busy_fraction"]
+
+
+def test_an_idle_gpu_is_idle(monkeypatch):
+    FakeNvml([FakeGpu(utilization_percent=0, memory_bytes=0)]).install(monkeypatch)
+    assert NvmlProbe(GPU).read().busy_fraction == 0
