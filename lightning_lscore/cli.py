@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(options.command, f"warning: {message}")
-            warnings.simplefilter("always", UserWarning)
+            for kind in (UserWarning, RuntimeWarning):  # ours, and numpy's of an overflow
+                warnings.simplefilter("default", kind)
             for text in options.run(options):
                 print(printable(text), flush=True)
         return 0
@@ -33,6 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _say(options.command, f"error: {error}")
+        return 2
+    except (
+        ArithmeticError,
+        RecursionError,
+        TypeError,
+    ) as error:  # a file that nothing of ours made
+        kind = type(error).__name__
+        _say(options.command, f"error: a file holds what makes no sense ({kind}: {error}).")
         return 2
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..equation.safe_numbers import expm1
 from .points import Point
 
 
@@ -36,7 +37,7 @@ class Line:
 
 def bent(u: float, q: float) -> float:
     """Return (s^q - 1)/q at ln s = u; u for q = 0."""
-    return math.expm1(q * u) / q if q else u
+    return expm1(q * u) / q if q else u
 
 
 def fit_line(window: Sequence[Point], q: float) -> Line:

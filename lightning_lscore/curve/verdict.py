@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..equation.safe_numbers import percent, readable
+from ..equation.safe_numbers import expm1, percent, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def reason_of(verdict: Verdict) -> str:
     if verdict.turned:
         return f"{text}, and the held-out loss {_turn(verdict)}: more spending does not pay."
     if verdict.hopeless and verdict.outlook is not None:
-        gain = max(0.0, 100 * -math.expm1(-verdict.outlook))
+        gain = max(0.0, 100 * -expm1(-verdict.outlook))
         text += f", and the rest of the plan can lower it by {gain:.2f} % at most"
     if verdict.impatient or not verdict.hopeless:
         text += (
@@ -93,4 +93,4 @@ def _turn(verdict: Verdict) -> str:
 
 
 def _percent(nats: float) -> str:
-    return percent(math.expm1(min(nats, 700.0)), decimals=2)
+    return percent(expm1(min(nats, 700.0)), decimals=2)

@@ -84,3 +84,11 @@ def exp(nll: float) -> float:
         return math.exp(nll)
     except OverflowError:
         return math.inf
+
+
+def expm1(change: float) -> float:
+    """Return e to the power ``change``, less 1; infinity beyond a float, where ``math`` raises."""
+    try:
+        return math.expm1(change)
+    except OverflowError:
+        return math.inf

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..equation.factor import Factor
 from ..equation.measures import MEASURES
+from ..equation.safe_numbers import expm1
 
 SPENDING_NAMES = {
     "tokens": "tokens",
@@ -91,8 +92,8 @@ def amount(value: float | None, factor: Factor) -> str:
 
 
 def percent_change(change: float | None) -> str:
-    return "-" if change is None else f"{100 * math.expm1(min(change, 700.0)):+.2f} %"
+    return "-" if change is None else f"{100 * expm1(min(change, 700.0)):+.2f} %"
 
 
 def bought(rate: float) -> float:
-    return -100 * math.expm1(-rate * math.log(2))
+    return -100 * expm1(-rate * math.log(2))

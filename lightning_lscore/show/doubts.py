@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..equation.factor import Factor
 from ..equation.formula import Formula
+from ..equation.safe_numbers import expm1
 from ..record.comparable import best_record, comparable_with_last
 from ..record.record import Record
 from .equation_in_words import must_buy, percent
@@ -29,7 +30,7 @@ def in_words(records: Sequence[Record]) -> list[str]:
     if rate:
         text = f"Doubling data and machine time from here must buy {percent(rate)} lower perplexity"
         if m.elasticity is not None and m.elasticity < 0:
-            by_now = -100 * math.expm1(m.elasticity * math.log(2))
+            by_now = -100 * expm1(m.elasticity * math.log(2))
             text += f"; at the pace since the last validation it would buy about {percent(by_now)}"
         found.append(f"{text}.")
     if isinstance(formula.A, Factor) and (f_A := last.score.f_A) not in (None, 1.0):

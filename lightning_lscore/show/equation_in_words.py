@@ -11,6 +11,7 @@ from ..equation.formula import Formula
 from ..equation.law import PLANNED_MFU
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
+from ..equation.safe_numbers import expm1
 from .cells import adding_up, amount, columns
 
 _LETTERS = {
@@ -178,7 +179,7 @@ def must_buy(formula: Formula, letters: str, x: float | Measurements = 1.0) -> f
         if isinstance(factor, Factor):
             at = x if isinstance(x, float) else (factor.priced(x) or 0.0) / factor.reference
             ln_f += factor.doubling(at)
-    return -100 * math.expm1(-ln_f)
+    return -100 * expm1(-ln_f)
 
 
 def percent(value: float) -> str:

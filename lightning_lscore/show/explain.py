@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..curve.patience import Patience
 from ..equation.factor import TRAINING_TIME, Factor
 from ..equation.formula import Formula
-from ..equation.safe_numbers import exp
+from ..equation.safe_numbers import exp, expm1
 from ..record.comparable import best_record, comparable_with_last
 from ..record.record import Record
 from .cells import adding_up, amount, columns, percent_change
@@ -131,7 +130,7 @@ def idle_cost(formula: Formula, record: Record) -> str:
     share = f"the devices stood idle for {100 * (1 - busy):.1f} % of the training time"
     price = "" if H.idle_price == 1 else f" at {H.idle_price:g} of the price of busy time"
     return (
-        f"Idle time: {share},{price} which makes L {100 * math.expm1(with_idle - without):.2f} % "
+        f"Idle time: {share},{price} which makes L {100 * expm1(with_idle - without):.2f} % "
         f"higher (f_H {exp(with_idle):.4f} instead of {exp(without):.4f})."
     )
 

@@ -27,7 +27,8 @@ def _formula_table(record: Record) -> str:
     rows = []
     for letter in "TDAH":
         factor = record.formula.get(letter, "perplexity" if letter == "T" else 1.0)
-        if isinstance(factor, dict) and "measure" in factor:
+        named = {*factor} if isinstance(factor, dict) else set()
+        if {"measure", "reference"} <= named <= {*Factor.__dataclass_fields__}:
             f = Factor(**factor)
             rows.append((letter, f.measure, amount(f.reference, f), f"{f.weight:.4g}", f"{f.c:g}"))
         else:
