@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(options.command, f"warning: {message}")
-            for kind in (UserWarning, RuntimeWarning):  # ours, and numpy's of an overflow
-                warnings.simplefilter("default", kind)
+            for category in (UserWarning, RuntimeWarning):  # ours, and numpy's of an overflow
+                warnings.simplefilter("default", category)
             for text in options.run(options):
                 print(printable(text), flush=True)
         return 0
