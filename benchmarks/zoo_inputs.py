@@ -30,7 +30,7 @@ from zoo_forms import (
     with_padding,
     x_and_y,
 )
-from zoo_judge import UNCOUNTED, Rows
+from zoo_judge import UNCOUNTED, Rows, Specimen
 
 
 @form(LM, "one-hot words, no embedding", x_and_y)
@@ -312,3 +312,23 @@ class Preferred(OwnGPT):
 
     def truth(self, batch: Any) -> Iterable[Rows] | None:
         return super().truth(batch["chosen"])
+
+
+@form(LM, "a codebook's entries of a picture, found in the step", lambda: [
+    torch.randn(3, 12, 8)
+], ANY)  # fmt: skip
+class Codes(Specimen):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm, self.book = GPT(), nn.Parameter(torch.randn(WORDS, 8))
+
+    def codes(self, batch: Tensor) -> Tensor:
+        return torch.cdist(batch, self.book).argmin(-1)
+
+    def training_step(self, batch, batch_idx):
+        t = self.codes(batch)
+        return F.cross_entropy(self.lm(t[:, :-1]).flatten(0, 1), t[:, 1:].flatten())
+
+    def truth(self, batch: Any) -> Iterable[Rows] | None:
+        t = self.codes(batch)
+        yield self.lm(t[:, :-1]), t[:, 1:]

@@ -247,7 +247,7 @@ def _fails_alone(row: Row) -> bool:
     module, batches = row.make()
     module.log = lambda *_, **__: None
     try:
-        if row.fits:
+        if row.fits and module.automatic_optimization:
             module.train().training_step(batches[0], 0).backward()
         with torch.inference_mode():
             for i, batch in enumerate(batches):

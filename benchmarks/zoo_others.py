@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo_forms import (
-    ANY,
     DOUBT,
     ELSE,
     GPT,
@@ -266,7 +265,7 @@ class Frames(Other):
 
 @form(ELSE, "the same, transposed, and returned", lambda: [
     {"features": torch.randn(4, 9, WIDTH), "labels": torch.randint(0, 5, (4, 9))}
-], NONE)  # fmt: skip
+], DOUBT)  # fmt: skip
 class FramesReturned(Frames):
     def training_step(self, batch, batch_idx):
         logits = self.net(batch["features"])
@@ -372,23 +371,3 @@ class Order(SequenceClassifier):
         y = torch.arange(len(batch)) % 2
         x = torch.where(y[:, None] == 1, batch.roll(6, 1), batch)
         return F.cross_entropy(self.head(self.lm.features(x)[:, -1]), y)
-
-
-@form(ELSE, "a codebook's entries of a picture, found in the step", lambda: [
-    torch.randn(3, 12, 8)
-], (*ANY, *NONE))  # fmt: skip
-class Codes(Specimen):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lm, self.book = GPT(), nn.Parameter(torch.randn(WORDS, 8))
-
-    def codes(self, batch: Tensor) -> Tensor:
-        return torch.cdist(batch, self.book).argmin(-1)
-
-    def training_step(self, batch, batch_idx):
-        t = self.codes(batch)
-        return F.cross_entropy(self.lm(t[:, :-1]).flatten(0, 1), t[:, 1:].flatten())
-
-    def truth(self, batch: Any) -> Iterable[Rows] | None:
-        t = self.codes(batch)
-        yield self.lm(t[:, :-1]), t[:, 1:]
