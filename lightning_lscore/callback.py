@@ -20,6 +20,7 @@ from .equation.formula import Formula
 from .heldout.capture import Capture, ChooseLoss
 from .heldout.held_out import HeldOut
 from .heldout.repeated_samples import repeated_samples, uncorrected
+from .hyperparameters import log_formula
 from .logged import Logged
 from .packages import Callback
 from .plan import ended_early, plan_of
@@ -185,6 +186,7 @@ class LScore(Callback):
         self._held_out: list[HeldOut] = []  # one for each of them
         self._stand_ins: list[Callable[[], None]] = []  # each ends one
         self._logged = Logged(self.prefix, self._tell_of_names)
+        self._told_formula = ""  # its id
 
     @property
     def last_record(self) -> Record | None:
@@ -223,6 +225,7 @@ class LScore(Callback):
             tracker.directory = None
         elif tracker.directory is None and trainer.is_global_zero:
             tracker.directory = _own_folder(trainer, tracker.run)
+        self._told_formula = ""
         self._logged.avoid(trainer)
         # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
         # EarlyStopping then looks for a value that nothing has logged.
@@ -347,6 +350,7 @@ class LScore(Callback):
             tracker.plan = replace(plan, learning_rate=rate)
             tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
             values = tracker.logged
+            self._tell_loggers(trainer)
         else:
             values = tracker.evaluate(source)
         if not trainer.barebones:  # where Lightning logs nothing
@@ -411,6 +415,14 @@ class LScore(Callback):
 
     def _warn(self, message: str) -> None:
         rank_zero_warn(message)
+
+    def _tell_loggers(self, trainer: Trainer) -> None:
+        """Tell the loggers of a fit its formula, once it is settled."""
+        formula = self._tracker.formula
+        if formula is not None and formula.id != self._told_formula:
+            self._told_formula = formula.id
+            tell = partial(log_formula, formula, self.prefix, trainer.loggers)
+            self._tracker.attempt("its formula in the loggers", tell)
 
     def _tell_of_names(self, how: str) -> None:
         self._tracker.assume("names", how)

@@ -27,7 +27,7 @@ def test_a_loop_of_ones_own_measures_and_scores(launcher, tmp_path):
     script.write_text(program)
     output = run_python(*launcher, str(script), folder=tmp_path)
     lines = re.findall(r"^(\d+) tokens, perplexity (\S+), L (\S+)$", output, re.MULTILINE)
-    assert [int(tokens) for tokens, _, _ in lines] == [57344, 114688, 172032]
+    assert [int(tokens) for tokens, _, _ in lines] == [56896, 113792, 170688]
     perplexities = [float(T) for _, T, _ in lines]
     assert 1 < perplexities[2] < perplexities[1] < perplexities[0] < 256
     # f_D and f_A are 1 at the end of the plan, so that L / perplexity is f_H, near 1 by its weight.

@@ -698,6 +698,15 @@ class Tracker:
             self._assumed[subject] = how
             self._tell(f"LScore {subject}: {how}")
 
+    def attempt(self, what: str, function: Callable[[], None]) -> None:
+        """Do what a run can do without: where it raises, that is said once and given up.
+
+        Args:
+            what: in words.
+            function: what is to be done.
+        """
+        self._extras.run(what, function)
+
     def warn_once(self, message: str) -> None:
         """Warn, but not again of the same."""
         if message not in self._warned:
