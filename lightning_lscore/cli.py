@@ -35,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _say(options.command, f"error: {error}")
         return 2
-    except (
-        ArithmeticError,
-        RecursionError,
-        TypeError,
-    ) as error:  # a file that nothing of ours made
+    except (ArithmeticError, RecursionError, TypeError) as error:  # of files made by others
         kind = type(error).__name__
         _say(options.command, f"error: a file holds what makes no sense ({kind}: {error}).")
         return 2

@@ -259,13 +259,24 @@ class CostEarlyStopping(EarlyStopping, Callback):
         return {**super().state_dict(), **ours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; validating a checkpoint leaves a run alone."""
-        if self._fitting:
-            best = torch.tensor(state_dict["best_score"], dtype=torch.float64)
+        """The inverse of :meth:`state_dict`; validating a checkpoint leaves a run alone.
+
+        Raises:
+            ValueError: if it is not a state that CostEarlyStopping saves.
+        """
+        if not self._fitting:
+            return
+        try:
+            best = torch.tensor(float(state_dict["best_score"]), dtype=torch.float64)
             super().load_state_dict({**state_dict, "best_score": best})
             self._rule.load_state_dict(state_dict["rule"])
             self._budget.load_state_dict(state_dict.get("budget", {"rates": {}}))
             vars(self).update({name: state_dict[name] for name in _REMEMBERED})
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected the state that CostEarlyStopping saves, got another one "
+                f"({type(error).__name__}: {error}). Was the checkpoint edited?"
+            ) from error
 
 
 def _sentence(verdict: Verdict, best: dict[str, Any] | None, now: dict[str, Any]) -> str:

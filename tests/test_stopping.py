@@ -725,6 +725,23 @@ def test_senseless_arguments_are_refused(arguments, message):
         CostEarlyStopping(**arguments)
 
 
+@pytest.mark.parametrize("key", ["best_score", "rule", "wait_count", "_run"])
+@pytest.mark.parametrize("value", ["missing", None, "x", [], {}])
+def test_a_state_that_was_tampered_with_is_a_value_error(key, value):
+    """Or a state: what is no number, list or dictionary where one belongs raises nothing else."""
+    state = CostEarlyStopping().state_dict()
+    state[key] = value
+    if value == "missing":
+        del state[key]
+    try:
+        CostEarlyStopping().load_state_dict(state)
+    except ValueError as error:
+        assert "the state that CostEarlyStopping saves" in str(error)  # noqa: PT017
+    else:
+        assert value != "missing"
+        assert key not in ("best_score", "rule")
+
+
 def test_it_pickles_before_and_after_a_fit(fit):
     stopping = CostEarlyStopping()
     pickle.loads(pickle.dumps(stopping))
