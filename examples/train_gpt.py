@@ -1,8 +1,8 @@
-"""Train a small byte-level language model and stop when more spending no longer buys enough.
+"""Train a small byte-level language model until more spending no longer pays.
 
-A GPT of about 0.9M parameters learns the source of Python's own standard library, which every
-machine with Python has. LScore charges for tokens and machine time by a stated budget. L therefore
-rises while perplexity still falls, and there the run ends.
+A GPT of about 0.9M parameters reads a few pages of Python's own standard library, which every
+machine with Python has, again and again. It soon knows them by heart: its perplexity on other pages
+turns long before the plan ends, and there CostEarlyStopping ends the run.
 """
 
 from __future__ import annotations
@@ -18,27 +18,20 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_lscore import Factor, Formula, LScore, read_records
+from lightning_lscore import CostEarlyStopping, LScore, read_records
+from lightning_lscore.equation.safe_numbers import percent
+from lightning_lscore.record.record import Record
 from lightning_lscore.show.plots import plot_run
 from lightning_lscore.show.tables import spending_summary, validation_table
 
 CONTEXT = 256  # bytes
 BATCH = 8  # sequences
-PATIENCE = 6  # validations without a lower L before the run ends
-
-# What the run may cost. At this spending L is the perplexity; beyond it L is higher. By the weights
-# of D and H, twice the tokens and the time must buy 1 - 2^-(0.4 + 0.15) = 32 % lower perplexity.
-BUDGET = Formula(
-    D=Factor("tokens", reference=800_000, weight=0.4),
-    A=Factor("trainable_parameters", reference=1_000_000, weight=0.1),
-    H=Factor("device_hours", reference=60 / 3600, weight=0.15),
-    origin="the example's budget: 800k tokens, 1M parameters, a minute of machine time",
-)
+PAGES = 128  # sequences to learn from: few, so that the model learns them by heart
 
 
 class GPT(lightning.LightningModule):
@@ -98,6 +91,11 @@ def collate(samples: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
+def count_bytes_read(batch: dict[str, torch.Tensor]) -> int:
+    """Every byte counts: spaces at the end of a row are no padding."""
+    return batch["input_ids"].numel()
+
+
 def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
     """Return training and validation loaders; no file is in both."""
     files = read_files(text)
@@ -111,6 +109,9 @@ def make_loaders(text: Path | None, seed: int) -> tuple[DataLoader, DataLoader]:
         )
     train, validation = map(make_set, parts)
     validation.tensors = (validation.tensors[0][:128],)
+    pages = train.tensors[0]
+    pages = pages[torch.randperm(len(pages))[:PAGES]]
+    train.tensors = (pages,)
     return (
         DataLoader(train, BATCH, shuffle=True, drop_last=True, collate_fn=collate),
         DataLoader(validation, 32, collate_fn=collate),
@@ -148,24 +149,22 @@ def main() -> None:
 
     csv = CSVLogger(arguments.out, name="train_gpt")
     tensorboard = TensorBoardLogger(arguments.out, name="train_gpt", version=csv.version)
-    checkpoint = ModelCheckpoint(
-        monitor="L", filename="step={step}-L={L:.4f}", auto_insert_metric_name=False
-    )
+    name = "step={step}-perplexity={perplexity:.4f}-L={L:.4f}"
+    named = {"filename": name, "auto_insert_metric_name": False}
+    stopping = CostEarlyStopping()  # when to stop: as soon as more spending no longer pays
+    weights = ModelCheckpoint(monitor="perplexity", **named)  # to keep: the money is spent
+    best = ModelCheckpoint(monitor="L", **named)  # where stopping would have been best
     trainer = lightning.Trainer(
         max_steps=arguments.max_steps,
         max_epochs=math.ceil(arguments.max_steps / len(train)),
         accelerator=arguments.accelerator,
         devices=arguments.devices,
         logger=[csv, tensorboard],
-        callbacks=[
-            LScore(BUDGET),
-            checkpoint,
-            EarlyStopping(monitor="L", patience=PATIENCE),
-        ],
+        callbacks=[LScore(count_tokens=count_bytes_read), stopping, weights, best],
         gradient_clip_val=1.0,
         val_check_interval=25,
         check_val_every_n_epoch=None,
-        log_every_n_steps=25,
+        log_every_n_steps=10,
         enable_model_summary=False,
     )
     trainer.fit(GPT(), train, validation)
@@ -175,12 +174,29 @@ def main() -> None:
         records = read_records(folder)
         plot_run(records, folder / "lscore.png")
         print(f"\n{validation_table(records)}\n\n{spending_summary(records)}")
-        if trainer.global_step < arguments.max_steps:
-            print(
-                f"stopped at step {trainer.global_step} of {arguments.max_steps}: "
-                f"no lower L in {PATIENCE} validations"
-            )
-        print(f"\nbest checkpoint: {checkpoint.best_model_path}\npicture: {folder / 'lscore.png'}")
+        print(f"\npicture: {folder / 'lscore.png'}\n")
+        print("\n".join(decision(records, arguments.max_steps, stopping)))
+        print(f"weights  {weights.best_model_path}")
+
+
+def decision(records: list[Record], planned: int, stopping: CostEarlyStopping) -> list[str]:
+    """Say in four lines where the run stopped, why, what that saved and what it cost."""
+    last, best = records[-1], min(records, key=lambda r: r.measurements.perplexity)
+    left = 1 - last.step / planned
+    verdict = stopping.verdict
+    if verdict is None or not verdict.stop:
+        why = "its plan is at an end, and spending still paid"
+    else:
+        why = verdict.reason
+    hours = last.measurements.device_hours / last.step * (planned - last.step)
+    T, lowest = last.measurements.perplexity, best.measurements.perplexity
+    rise = f"nothing: perplexity had risen by {percent(T / lowest - 1)} since step {best.step}"
+    return [
+        f"stopped  at step {last.step} of {planned}",
+        f"because  {why}",
+        f"saved    {percent(left)} of the plan, about {3600 * hours:.0f} s of device time",
+        f"cost     {rise if T > lowest else 'what perplexity may still have fallen'}",
+    ]
 
 
 if __name__ == "__main__":

@@ -36,9 +36,16 @@ def test_the_example_trains_on_a_given_text_and_shows_the_run(corpus, tmp_path):
     for column in ("perplexity", "f_D", "f_A", "f_H", "L"):
         assert column in done.stdout
     assert f"{second.L:.4f}" in done.stdout
-    assert "best checkpoint: " in done.stdout
+    *_, stopped, because, saved, cost, weights = done.stdout.splitlines()
+    assert stopped == "stopped  at step 50 of 50"
+    assert because == "because  its plan is at an end, and spending still paid"
+    assert saved == "saved    0.00 % of the plan, about 0 s of device time"
+    assert cost == "cost     what perplexity may still have fallen"
+    lowest = f"step=50-perplexity={second.measurements.perplexity:.4f}"
+    assert weights.startswith("weights ")
+    assert lowest in weights
     assert (folder / "lscore.png").read_bytes().startswith(b"\x89PNG")
-    assert list((folder / "checkpoints").glob("*L=*.ckpt"))
+    assert Path(weights.split(maxsplit=1)[1]).is_file()
     assert list(folder.glob("events.out.tfevents*"))
 
 
