@@ -7,8 +7,9 @@ measured, so a run can always be scored again under another formula.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..equation.formula import Formula
 from ..equation.level import first_reached, with_level
@@ -17,10 +18,18 @@ from .record import Record
 
 def why_incomparable(a: Record, b: Record) -> list[str]:
     """Why the L of two validations do not compare, in words; empty where they do."""
-    formulas = [{k: v for k, v in r.formula.items() if k != "origin"} for r in (a, b)]
-    nominal = all(f.get("T") == "nominal_perplexity" for f in formulas)
+    nominal = all(r.formula.get("T") == "nominal_perplexity" for r in (a, b))
     reasons = why_other_set(a, b, nominal=nominal)
-    return reasons if formulas[0] == formulas[1] else [*reasons, "scored under another formula"]
+    alike = charge_alike(a.formula, b.formula)
+    return reasons if alike else [*reasons, "scored under another formula"]
+
+
+def charge_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two formulas of records give every run the same L, wherever they come from."""
+    if a is b:  # as of validations under one line of context
+        return True
+    names = (a.keys() | b.keys()) - {"origin"}
+    return all(name in a and name in b and a[name] == b[name] for name in names)
 
 
 def why_other_set(a: Record, b: Record, *, nominal: bool) -> list[str]:
@@ -30,6 +39,8 @@ def why_other_set(a: Record, b: Record, *, nominal: bool) -> list[str]:
         nominal: whether they are those of nominal tokens, which ask for the same text; the
             perplexity of a token asks for the same tokens.
     """
+    if a.evaluation is not None and a.evaluation is b.evaluation and a.run == b.run:
+        return []
     what, key = ("text", "bytes") if nominal else ("tokens", "fingerprints")
     sets = [getattr(r.evaluation, key, None) for r in (a, b)]
     if sets[0] != sets[1]:
@@ -51,11 +62,14 @@ def best_record(records: Sequence[Record]) -> Record | None:
 
 
 def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
-    """The validations of one run under another formula; what it charges for must be recorded.
+    """The validations of one run under a formula; what it charges for must be recorded.
 
     Raises:
         ValueError: if the formula has a factor that is a function which fails.
     """
+    charged = formula.to_dict()
+    if all(charge_alike(record.formula, charged) for record in records):
+        return list(records)
     again, before, reached = [], {}, {}  # type: ignore[var-annotated]
     for record in records:
         m = record.measurements
@@ -69,5 +83,5 @@ def rescored(records: Sequence[Record], formula: Formula) -> list[Record]:
             m = with_level(m, formula.level, reached, how)
         m = replace(m, elasticity_needed=formula.elasticity_needed(m))
         score = formula.score(m)
-        again.append(replace(record, measurements=m, score=score, formula=formula.to_dict()))
+        again.append(replace(record, measurements=m, score=score, formula=charged))
     return again

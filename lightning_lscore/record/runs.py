@@ -60,19 +60,22 @@ def one_run(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
 
 def _joined(runs: dict[str, list[Record]]) -> dict[str, list[Record]]:
     """The same with each run that another goes on with put before that one."""
-    for name in [*runs]:
-        for other, later in runs.items():
-            if name != other and _goes_on(runs[name], later):
-                start = later[0].batch
-                runs[other] = [r for r in runs.pop(name) if r.batch < start] + later
-                break
+    same: dict[str, list[str]] = {}
+    for name, records in runs.items():
+        same.setdefault(records[0].run, []).append(name)
+    for names in same.values():
+        for name in [*names]:
+            for other in names:
+                if name != other and _goes_on(runs[name], runs[other]):
+                    later = runs[other]
+                    runs[other] = [r for r in runs.pop(name) if r.batch < later[0].batch] + later
+                    names.remove(name)
+                    break
     return runs
 
 
 def _goes_on(a: Sequence[Record], b: Sequence[Record]) -> bool:
-    """Whether b is the same run and went on where a was: b knows of the fit that wrote a's end."""
-    if a[0].run != b[0].run:
-        return False
+    """Whether b went on where a, of the same run, was: b knows of the fit that wrote a's end."""
     end, fits = a[-1].fits, b[-1].fits
     if not end or not fits:  # of a version that did not name them
         return a[-1].time < b[-1].time
