@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import HuggingFaceLM, PlainLM, loader, run_python
+from conftest import HuggingFaceLM, PlainLM, loader, run_python, tiny_llama
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.nn import functional as F
@@ -200,6 +200,33 @@ def test_an_error_of_ours_ends_what_we_do_and_not_the_training(
         trainer(LScore(), ModelCheckpoint(tmp_path), max_epochs=2).fit(
             PlainLM(), loader(16), loader(4)
         )
+
+
+def test_what_goes_wrong_inside_of_a_step_does_not_reach_it(trainer, messages):
+    """A validation of two models with labels ends nothing, and the module sees no error."""
+
+    class Two(HuggingFaceLM):
+        ended = 0
+
+        def __init__(self):
+            super().__init__()
+            self.other = tiny_llama()
+
+        def validation_step(self, batch, batch_idx):
+            loss = self.model(**batch).loss + self.other(**batch).loss
+            self.ended += 1
+            self.log("val_loss", loss)
+
+    model = Two()
+    t = trainer(EnvironmentLScore(), max_epochs=2)
+    t.fit(model, loader(16), loader(8))
+    assert (t.global_step, model.ended) == (8, 4)
+    (said,) = messages()
+    assert "(ValueError: expected one language model to be called with labels" in said
+    explicit = Two()
+    with pytest.raises(ValueError, match=r"expected one language model.*logits_and_labels"):
+        trainer(LScore()).fit(explicit, loader(16), loader(8))
+    assert explicit.ended == 1
 
 
 def test_warnings_that_are_errors_end_no_training(trainer, messages):

@@ -27,6 +27,7 @@ from ..model.language_models import language_models
 from ..model.leaves import leaves
 from ..model.sharded import whole
 from .alignment import Alignment, of_size, shift
+from .first_error import FirstError
 from .fit import with_joined
 from .held_out import HeldOut
 from .hidden_nll import hidden_nll
@@ -79,7 +80,8 @@ class Capture:
         self._ignored = Ignored(ignore_index)
         self._alignment = Alignment(labels_are_shifted, self._ignored.index)
         self._from_loss = from_loss
-        self._losses = LossCalls(ignore_index, compile)
+        self._errors = FirstError()
+        self._losses = LossCalls(self._errors, ignore_index, compile)
         self._own_loss = OwnLoss(loss_call)
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
@@ -129,13 +131,14 @@ class Capture:
         learning = [m for m in models if any(p.requires_grad for p in m.parameters())] or models
         for model in models:
             heard = self._after_forward if model in learning else self._after_teacher
-            self._models.append(LanguageModel(model, heard, self._losses.enter))
+            self._models.append(LanguageModel(model, heard, self._losses.enter, self._errors))
 
     def detach(self) -> None:
         """Stop listening, and release all tensors."""
         while self._models:
             self._models.pop().detach()
         self._losses.detach()
+        self._errors.forget()
         self._step = None
 
     # ------------------------------------------------------------------ over a step
@@ -155,11 +158,13 @@ class Capture:
         """Hand on logits and labels after a validation step, unless they were heard in it.
 
         Raises:
-            ValueError: if no logits and labels could be found, or their lengths differ.
+            ValueError: if no logits and labels could be found, or their lengths differ. What went
+                wrong inside of the step is raised here as well, so that the step never fails of it.
         """
         step, self._step = self._step, None
         assert step is not None, "start_batch comes first"
         try:
+            self._errors.throw()
             if step.labelled is None:
                 self._find(step, module, outputs, batch)
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .first_error import FirstError
 from .stand_in import Listener, StandIn
 
 
@@ -39,12 +40,18 @@ class LanguageModel:
         model: one of :func:`~lightning_lscore.model.language_models.language_models`.
         heard: called with a :class:`Call` after each forward pass.
         before: called when a forward pass begins.
+        errors: keeps those of listening.
     """
 
     def __init__(
-        self, model: Any, heard: Callable[[Call], None], before: Callable[[], None]
+        self,
+        model: Any,
+        heard: Callable[[Call], None],
+        before: Callable[[], None],
+        errors: FirstError,
     ) -> None:
         self._model = model
+        self._errors = errors
         self._heard = heard
         self._hidden: Any = None
         self._seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -53,13 +60,15 @@ class LanguageModel:
         if model.base_model is not model and not self._seq2seq:
             self._leave.append(self._listen(model.base_model, self._on_base))
 
-    @staticmethod
     def _listen(
-        model: Any, listener: Listener, before: Callable[[], None] | None = None
+        self, model: Any, listener: Listener, before: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         # torch.compile must not trace the listeners.
         unseen: Any = torch.compiler.disable
-        return StandIn.of(model, "forward").join(unseen(listener), before and unseen(before))
+        kept = self._errors.keep
+        return StandIn.of(model, "forward").join(
+            unseen(kept(listener)), before and unseen(kept(before))
+        )
 
     def detach(self) -> None:
         """Restore the model."""

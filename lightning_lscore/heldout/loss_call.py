@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.sharded import Part, counts_here, is_sharded, whole
+from .first_error import FirstError
 from .rows import measure_rows
-from .stand_in import StandIn
+from .stand_in import Listener, StandIn
 
 IGNORED = -100
 """Label of the rows of a loss call that do not count."""
@@ -61,11 +62,14 @@ class LossCalls:
     forward of a model that returns its logits anyway may leave that to others.
 
     Args:
+        errors: keeps those of listening.
         ignore_index: of the user; None: the one that each call states.
         compile: see :func:`~lightning_lscore.heldout.nll.row_nll`.
     """
 
-    def __init__(self, ignore_index: int | None = None, compile: bool = False) -> None:
+    def __init__(
+        self, errors: FirstError, ignore_index: int | None = None, compile: bool = False
+    ) -> None:
         self.heard: list[LossCall] = []
         self.read: list[Tensor] = []
         """Token ids that were looked up in an embedding."""
@@ -73,6 +77,7 @@ class LossCalls:
         """Padding index of an embedding that has one, or -1."""
         self.logged: list[Any] = []
         """What the step logged."""
+        self._errors = errors
         self._ignore_index = ignore_index
         self._compile = compile
         self._mesh: Any = None
@@ -81,7 +86,7 @@ class LossCalls:
         self._leave: list[Callable[[], None]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = LossCalls(self._ignore_index, self._compile)
+        fresh = LossCalls(self._errors, self._ignore_index, self._compile)
         return vars(fresh)  # a copy does not listen
 
     def attach(self, module: Any = None, mesh: Any = None) -> None:
@@ -89,14 +94,17 @@ class LossCalls:
         self._mesh = mesh
         # torch.compile would trace the stand-in for a method of a module that it compiles.
         if hasattr(module, "log") and getattr(module, "_compiler_ctx", None) is None:
-            self._leave.append(StandIn.of(module, "log").join(self._on_log))
-            self._leave.append(StandIn.of(module, "log_dict").join(self._on_log))
+            self._listen(module, "log", self._on_log)
+            self._listen(module, "log_dict", self._on_log)
         for owner, name, listener in (
             (torch._C._nn, "cross_entropy_loss", self._on_loss),
             (torch._C._nn, "nll_loss_nd", self._on_loss),
             (torch, "embedding", self._on_embedding),
         ):
-            self._leave.append(StandIn.of(owner, name).join(listener))
+            self._listen(owner, name, listener)
+
+    def _listen(self, owner: Any, name: str, listener: Listener) -> None:
+        self._leave.append(StandIn.of(owner, name).join(self._errors.keep(listener)))
 
     def detach(self) -> None:
         """Restore the functions."""
