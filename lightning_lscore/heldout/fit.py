@@ -31,8 +31,7 @@ def fit_of(labels: Tensor, tokens: Tensor, classes: int) -> Fit:
     """Return how labels [B, T'] lie in tokens [B, T]; reads the data, so it waits for a device."""
     length, after = labels.shape[1], tokens.shape[1] - labels.shape[1]
     tokens = nn.functional.pad(tokens.to(labels.device), (max(0, -after), 0), value=IGNORED)
-    following = nn.functional.pad(tokens[:, 1 : length + 1], (0, after <= 0), value=IGNORED)
-    same, next_ = share(labels, tokens[:, :length]), share(labels, following)
+    same, next_ = share(labels, tokens[:, :length]), share_of_next(labels, tokens)
     # Where targets end in a token that the inputs lack, or inputs are noisy, some differ.
     enough = 0.5 if classes >= FEWEST_WORDS else 0.9
     if after <= 1 and next_ >= max(enough, same):
@@ -41,6 +40,13 @@ def fit_of(labels: Tensor, tokens: Tensor, classes: int) -> Fit:
         return Fit.END
     is_text = classes >= FEWEST_WORDS and length > 1
     return Fit.SAME if is_text and after <= 0 and same == 1 else Fit.NONE
+
+
+def share_of_next(labels: Tensor, tokens: Tensor) -> float:
+    """Return the share of the counted labels [B, T'] that equal the token after theirs, [B, T]."""
+    length, after = labels.shape[1], tokens.shape[1] - labels.shape[1]
+    following = nn.functional.pad(tokens[:, 1 : length + 1], (0, max(0, 1 - after)), value=IGNORED)
+    return share(labels, following.to(labels.device))
 
 
 def share(labels: Tensor, tokens: Tensor) -> float:
@@ -59,6 +65,18 @@ def with_joined(read: Sequence[Tensor]) -> list[Tensor]:
     return [*read, *(torch.cat(parts) for parts in lengths.values() if len(parts) > 1)]
 
 
+def in_steps(read: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield as texts [B, T] what was read a token of each row at a time, as recurrent decoders do.
+
+    Each look-up is [B], [B, 1] or [1, B].
+    """
+    steps: dict[int, list[Tensor]] = {}
+    for each in read:
+        if each.numel() == max(each.shape, default=1):
+            steps.setdefault(each.numel(), []).append(each.flatten())
+    yield from (torch.stack(parts, 1) for parts in steps.values() if len(parts) > 1)
+
+
 def read_to_the_end(read: Sequence[Tensor], batch: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield what was read with the token after it, which is predicted only, from the batch."""
     for text, other in itertools.product(read, batch):
@@ -70,10 +88,13 @@ def read_to_the_end(read: Sequence[Tensor], batch: Sequence[Tensor]) -> Iterator
 
 
 def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors [B, T] or [T] without repetition, and without numbers of positions."""
+    """Return the tensors [B, T] or [T] without repetition, and without numbers of positions.
+
+    Nothing continues a single token, so there are none of length 1.
+    """
     found: list[Tensor] = []
     for each in tensors:
-        if each.ndim not in (1, 2) or not each.numel():
+        if each.ndim not in (1, 2) or not each.numel() or each.shape[-1] == 1:
             continue
         positions = torch.arange(each.shape[-1], device=each.device).expand_as(each)
         others = (one for one in found if one.shape == each.shape)

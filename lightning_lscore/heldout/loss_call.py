@@ -154,7 +154,7 @@ class LossCalls:
     def _on_embedding(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._listening or len(args) < 2 or not _is_real(args[1]):
             return
-        if args[1].ndim in (1, 2) and args[1].numel() > 1:
+        if args[1].ndim <= 2:
             self.read.append(args[1])
             self.padding = args[2] if len(args) > 2 and args[2] >= 0 else self.padding
 

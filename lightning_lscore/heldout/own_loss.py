@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model.batch import find_tokens, integer_tensors
+from ..model.loaders import micro_batches
 from .fit import Fit
 from .loss_call import IGNORED, LossCall, LossCalls
 from .loss_mask import without_masked
@@ -83,7 +84,8 @@ class OwnLoss:
             return self._known.get(key)
         found = find_texts(heard, losses.read, list(integer_tensors(batch)))
         if found:
-            size = 0 if tokens is None else tokens.numel()
+            parts = (find_tokens(part) for part in micro_batches(batch))
+            size = sum(part.numel() for part in parts if part is not None)
             return self._known.setdefault(key, self._once(heard, found, loss, size))
         return None
 
@@ -100,7 +102,8 @@ class OwnLoss:
                 kept[text.read] = text
             elif not _is_mean(loss, first.rows(heard)):
                 self._doubt_several(heard)
-        counted = sum(heard[i].labels.numel() for text in kept.values() for i in text.calls)
+        labels = [heard[i].labels for text in kept.values() for i in text.calls]
+        counted = sum(int((each != IGNORED).sum()) for each in labels)
         if len(kept) > 1 and 0 < tokens < counted:  # as where another model reads it backwards
             self._doubt_several(heard)
             kept = dict(list(kept.items())[:1])

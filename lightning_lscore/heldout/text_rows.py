@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fit import Fit, distinct, fit_of, read_to_the_end, with_joined
+from .fit import Fit, distinct, fit_of, in_steps, read_to_the_end, share_of_next, with_joined
 from .loss_call import IGNORED, LossCall
 from .nothing_found import FEWEST_WORDS
 
@@ -81,26 +81,83 @@ def find_texts(
         read: tokens [B, T] or [T] that the model looked up.
         batch: other integers, in the batch: what equals them in place may be anything's labels.
     """
-    read = with_joined(distinct(read))
+    single = distinct([*in_steps(read), *read])
+    read = with_joined(single)
     tokens = distinct([*read, *batch])
+    joined = {id(text) for text in read[len(single) :]}
+    own = [i for i, text in enumerate(tokens) if id(text) not in joined]
     found: list[Text] = []
-    pending: dict[tuple[int, int, bool], list[int]] = {}
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for i, call in enumerate(heard):
-        chunks = pending.setdefault((call.classes, call.ignore_index, call.values is None), [])
+        groups.setdefault((call.classes, call.ignore_index, call.values is None), []).append(i)
+    for key, calls in groups.items():
+        groups[key] = _find_in(heard, calls, tokens, len(read), own, found)
+    if not found:
+        texts = [*read, *read_to_the_end(read, batch)]
+        picked = (_picked(heard, tuple(calls), texts) for calls in groups.values() if calls)
+        found = [text for text in picked if text is not None]
+    best = max((text.fit for text in found), default=Fit.NONE)
+    return [text for text in found if text.fit == best]
+
+
+def _find_in(
+    heard: Sequence[LossCall],
+    calls: Sequence[int],
+    tokens: Sequence[Tensor],
+    read: int,
+    own: Sequence[int],
+    found: list[Text],
+) -> list[int]:
+    """Add the texts among calls of one kind: all as one, else each alone or with those before it.
+
+    Args:
+        heard: the loss calls of a step.
+        calls: those of one kind.
+        tokens: texts of which their labels may be.
+        read: so many of them were read, the others are in the batch.
+        own: those that are not joined of several.
+        found: the texts until now.
+
+    Returns:
+        The calls that are left since the last text.
+    """
+    whole = _in_one(heard, tuple(calls), [(i, tokens[i]) for i in own]) if len(calls) > 1 else None
+    if whole is not None:
+        found.append(whole)
+        return []
+    chunks: list[int] = []
+    for i in calls:
         chunks.append(i)
-        text = _fit(heard, (i,), tokens, len(read))
+        text = _fit(heard, (i,), tokens, read)
+        if text is not None and text.fit == Fit.END and len(calls) > 1:
+            text = None  # of many calls, some may end as a text does
         if len(chunks) > 1 and (text is None or text.fit < Fit.NEXT):
-            text = _fit(heard, tuple(chunks), tokens, len(read)) or text
+            text = _fit(heard, tuple(chunks), tokens, read) or text
         if text is not None:
             found.append(text)
             if text.fit == Fit.NEXT:
                 chunks.clear()
-    if not found:
-        texts = [*read, *read_to_the_end(read, batch)]
-        picked = (_picked(heard, tuple(calls), texts) for calls in pending.values() if calls)
-        found = [text for text in picked if text is not None]
-    best = max((text.fit for text in found), default=Fit.NONE)
-    return [text for text in found if text.fit == best]
+    return chunks
+
+
+def _in_one(
+    heard: Sequence[LossCall], calls: tuple[int, ...], texts: Sequence[tuple[int, Tensor]]
+) -> Text | None:
+    """Return the calls as one text if each of their labels is the token after its own.
+
+    The last one may be a token that the inputs lack, if the calls are of equal size: then none of
+    them is about something else.
+    """
+    labels = [heard[i].labels for i in calls]
+    alike = len({part.numel() for part in labels}) == 1
+    for i, each in texts:
+        for layout, size, text in _layouts(labels, each.view(-1, each.shape[-1])):
+            laid = layout(labels, size)
+            lacks = text.shape[1] - laid.shape[1] == 0 and alike
+            known = laid[:, :-1] if lacks else laid
+            if (lacks or text.shape[1] > laid.shape[1]) and share_of_next(known, text) == 1:
+                return Text(calls, Fit.NEXT, size, layout, i)
+    return None
 
 
 def _fit(
@@ -124,7 +181,9 @@ def _layouts(labels: Sequence[Tensor], tokens: Tensor) -> Iterator[tuple[Layout,
     total = sum(part.numel() for part in labels)
     for text in (tokens, tokens.t()):
         size, length = text.shape
-        if not total or total % size or (len(labels) > 1 and total // size < length - 1):
+        if length < 2 or not total or total % size:
+            continue  # nothing continues a single token
+        if len(labels) > 1 and total // size < length - 1:
             continue
         yield _in_rows, size, text
         if size > 1:

@@ -103,6 +103,21 @@ def labels_padded(model, b):
     return F.cross_entropy(model(b).flatten(0, 1), labels.flatten())
 
 
+def one_step_at_a_time(model, b):
+    loss, state = 0.0, None
+    for t in range(b.shape[1] - 1):
+        hidden, state = model.layer(model.embedding(b[:, t : t + 1]), state)
+        loss = loss + F.cross_entropy(model.head(hidden[:, 0]), b[:, t + 1])
+    return loss
+
+
+def in_uneven_chunks_of_time(model, b):
+    """The last chunk is a single step."""
+    logits, labels = model(b[:, :-1]), b[:, 1:]
+    parts = zip(logits.split(7, 1), labels.split(7, 1), strict=True)
+    return sum(F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum") for x, y in parts)
+
+
 STEPS = {
     "cross_entropy": flat(F.cross_entropy),
     "imported by name": flat(imported_by_name),
@@ -114,6 +129,8 @@ STEPS = {
     "classes second": lambda m, b: F.cross_entropy(m(b[:, :-1]).transpose(1, 2), b[:, 1:]),
     "chunks": chunked,
     "chunks of time": in_chunks_of_time,
+    "uneven chunks of time": in_uneven_chunks_of_time,
+    "one step at a time": one_step_at_a_time,
     "time first": time_first,
     "halves of the batch": in_halves,
     "logits cut": logits_cut,
@@ -270,6 +287,56 @@ def test_of_two_losses_of_one_text_the_one_that_is_returned_counts():
 
     found, capture = captured(step)
     assert (int(found.count), capture.doubts) == (Y[:, 3:].numel(), [])
+
+
+def test_a_decoder_that_reads_one_token_at_a_time_after_a_start_is_text():
+    start, targets = torch.zeros(1, dtype=torch.int64), ROWS[0]
+
+    def step(model, b):
+        loss, state, token = 0.0, None, start
+        for target in b:
+            hidden, state = model.layer(model.embedding(token.view(1, 1)), state)
+            loss = loss + F.cross_entropy(model.head(hidden[0]), target[None])
+            token = target
+        return loss
+
+    found, capture = captured(step, targets)
+    read = torch.cat([start, targets[:-1]])[None]
+    assert sums(found) == by_hand(Model()(read), targets[None])
+    assert capture.doubts == []
+
+
+def test_each_sequence_of_a_list_counts():
+    batch = [row[: 4 + i] for i, row in enumerate(ROWS[:5])]
+
+    def step(model, rows):
+        losses = [flat(F.cross_entropy)(model, row[None]) for row in rows]
+        return sum(losses) / len(losses)
+
+    found, capture = captured(step, batch)
+    each = [by_hand(Model()(row[None, :-1]), row[None, 1:]) for row in batch]
+    assert sums(found) == tuple(map(sum, zip(*each, strict=True)))
+    assert capture.doubts == []
+
+
+def test_windows_that_overlap_count_once_each_token():
+    text = torch.randint(1, WORDS, (1, 40), generator=torch.Generator().manual_seed(0))
+    windows = []
+    for start in range(0, 32, 8):
+        labels = text[:, start : start + 16].clone()
+        labels[:, : 8 if start else 0] = -100
+        windows.append((text[:, start : start + 16], labels))
+
+    def step(model, b):
+        return sum(
+            F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            for ids, labels in windows
+        )
+
+    found, capture = captured(step, text)
+    each = [by_hand(Model()(ids)[:, :-1], labels[:, 1:]) for ids, labels in windows]
+    assert sums(found) == tuple(map(sum, zip(*each, strict=True)))
+    assert (int(found.count), capture.doubts) == (39, [])
 
 
 def test_a_text_that_is_read_backwards_as_well_counts_once():
