@@ -51,6 +51,11 @@ from .ways import (
 
 __all__ = ["Capture", "ChooseLoss"]
 
+_SKIPPED = (
+    "left out batches for which validation_step returned None, after it had computed no loss and "
+    "read no token."
+)
+
 
 class Capture:
     """Finds logits and labels of each validation batch and hands them on at once.
@@ -88,6 +93,7 @@ class Capture:
         self._step: Step | None = None
         self._is_text = IsText()
         self._sources: set[str] = set()
+        self._skipped = False  # a batch, with which the step did nothing
         self._told: list[str] = []  # how many labels of each source counted in its first batch
 
     @property
@@ -99,7 +105,7 @@ class Capture:
     def doubts(self) -> list[str]:
         """Sentences about evidence that contradicts itself, or leaves something open."""
         found = (self._alignment, self._own_loss, self._ignored, self._is_text)
-        return [doubt for one in found for doubt in one.doubts]
+        return [doubt for one in found for doubt in one.doubts] + [_SKIPPED] * self._skipped
 
     @property
     def assumption(self) -> str:
@@ -186,6 +192,9 @@ class Capture:
             self._own_loss.doubt_mean(step.repeated)
         if found is None and self._losses.heard and not self._losses.any_counted():
             return  # as where all labels of a batch are those of prompts
+        if found is None and self.source and outputs is None and not self._losses.any_heard:
+            self._skipped = True
+            return
         if found is None:
             refused = step.refused + self._own_loss.refusal(self._losses.heard)
             raise nothing_found(outputs, bool(self._models), refused)

@@ -142,6 +142,11 @@ class LossCalls:
             self._inside.pop()
             self.settle()
 
+    @property
+    def any_heard(self) -> bool:
+        """Whether the step computed a loss or read a token."""
+        return bool(self.heard or self.read)
+
     def any_counted(self) -> bool:
         """Whether a label of any call counts; waits for the device."""
         return any(bool((loss.labels != IGNORED).any()) for loss in self.heard)

@@ -495,6 +495,22 @@ def test_a_batch_without_a_label_that_counts_is_passed_over():
     assert [int((labels != -100).sum()) for labels in heard.labels] == [Y.numel(), 0]
 
 
+def test_a_batch_that_the_step_skips_is_left_out_and_said():
+    model, capture, perplexity = Model(), Capture(), Perplexity(-100)
+    capture.attach(model)
+    for skips in (False, True, False):
+        capture.start_batch(ROWS, perplexity)
+        capture.end_batch(model, None if skips else flat(F.cross_entropy)(model, ROWS), ROWS)
+    assert int(perplexity.count) == 2 * Y.numel()
+    (doubt,) = capture.doubts
+    assert "left out batches" in doubt
+    capture.start_batch(ROWS, perplexity)
+    F.cross_entropy(torch.zeros(2, 5), torch.tensor([1, 3]))
+    with pytest.raises(NoLanguageModel):  # something was computed, and none of it is of the text
+        capture.end_batch(model, None, ROWS)
+    capture.detach()
+
+
 def test_nothing_is_kept_and_nothing_stays_in_place():
     before = torch._C._nn.cross_entropy_loss, torch._C._nn.nll_loss_nd, torch.embedding
     _, capture = captured(flat(F.cross_entropy))
