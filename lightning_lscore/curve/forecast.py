@@ -91,10 +91,10 @@ def predict(
     >>> ln_L = [y + 0.05 * math.log(s) for s, y in zip(spent, ln_T)]
     >>> found = predict(
     ...     spent, ln_T, lambda growth: 0.05 * math.log(40 * growth),
-    ...     best_ln_L=min(ln_L), best_spent=40, planned=80,
+    ...     best_ln_L=min(ln_L), best_spent=40, planned=80, decay="over",
     ... )
     >>> round(found.best_L, 1), round(math.exp(2 + 80**-0.5 + 0.05 * math.log(80)), 1)
-    (10.2, 10.3)
+    (10.3, 10.3)
     """
     points = points_of(spent, ln_T, counts)
     if len(points) < LEAST:
