@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..model.padding import of_tokens
 from ..model.sharded import whole
 
 
@@ -50,7 +51,7 @@ def _text(mask: Any, labels: Tensor) -> tuple[Tensor, Tensor] | None:
     mask = whole(mask)
     if not isinstance(mask, Tensor) or mask.ndim != 2 or labels.ndim != 2:
         return None
-    text, (b, t) = mask != 0, labels.shape
+    text, (b, t) = of_tokens(mask) != 0, labels.shape
     if text.shape == (b, t):  # only the labels know what came after the last token
         text = nn.functional.pad(text, (0, 1), value=True)
     return (text[:, :-1], text[:, 1:]) if text.shape == (b, t + 1) else None

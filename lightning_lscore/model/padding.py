@@ -51,7 +51,7 @@ class Mask(Padding):
         if shown.shape != ids.shape:
             return None
         # Not a sum: packed documents have masks of 1, 2, 3.
-        n = torch.count_nonzero(shown[index])
+        n = torch.count_nonzero(of_tokens(shown)[index])
         return ids[index].numel() - n if self.of_padding else n
 
 
@@ -100,6 +100,16 @@ class Run(Padding):
         simple = replace(self, anywhere=True)
         counts = [one.tokens(shown, ids, ...) for one in (self, simple)]
         return simple if counts[0] == counts[1] else self
+
+
+def of_tokens(mask: Tensor) -> Tensor:
+    """Return an attention mask that is true, or not 0, for tokens; waits for no device.
+
+    One of floating point may be added to scores: then tokens have 0, and padding a number below.
+    """
+    if not mask.is_floating_point():
+        return mask
+    return torch.where((mask > 0).any(), mask > 0, mask == 0)
 
 
 def labelled(labels: Tensor, is_mask: bool) -> Tensor:

@@ -64,6 +64,11 @@ class Place:
         _, part = self.index
         return torch.Size([*shape[:-1], len(range(shape[-1])[part])])
 
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether the model reads the first ids of each row alone, other than all but the last."""
+        return self.index not in (WHOLE, ALL_BUT_LAST, ALL_BUT_LAST_ROW)
+
     def newest(self) -> list[Leaf]:
         """Return what is watched, in the newest batch; the tokens come first."""
         pairs = zip(self.watched, self.latest, strict=False)
@@ -99,7 +104,7 @@ def in_words(found: Sequence[Measured]) -> str:
     words = [f"{all_places:,} tokens of {several}{first.name}"]
     if first.index in (ALL_BUT_LAST, ALL_BUT_LAST_ROW):
         words.append("without the last of each row, which is only a target")
-    elif first.index is not WHOLE:
+    elif first.cuts_rows:
         words.append(f"the first {first.index[1].stop} of each row")
     if first.padding is not None:
         words.append(f"{n:,} without padding ({first.padding.words})")

@@ -94,7 +94,19 @@ def find_places(batch: Any, evidence: Evidence, look: bool = True) -> list[Place
             lengths = [leaf for leaf in all_leaves if leaf.tensor.shape == ids.shape[:1]]
             place.watched = [tokens, *(leaf for leaf in same if leaf.keys != tokens.keys)]
             find_padding(place, place.watched, evidence.pads, lengths)
+        if look and place.padding is not None and place.cuts_rows:
+            _see_whether_it_follows_padding(place, batch, ids)
     return [place for place, _ in found]
+
+
+def _see_whether_it_follows_padding(place: Place, batch: Any, ids: Tensor) -> None:
+    """Read rows whole if the step cuts them where the longest one ends, which changes."""
+    assert place.padding is not None
+    length = place.read_shape(ids.shape)[-1]
+    cuts = (WHOLE, place.index, (..., slice(None, length - 1)))
+    n_whole, n_cut, n_shorter = (place.padding.count(batch, ids, cut) for cut in cuts)
+    if n_whole is not None and n_shorter is not None and n_whole == n_cut != n_shorter:
+        place.index = WHOLE
 
 
 def find_padding(

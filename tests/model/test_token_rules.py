@@ -247,6 +247,35 @@ def test_what_an_embedding_reads_in_the_first_step_counts(batch, read, expected)
     assert "read by the embedding" in said[0]
 
 
+@pytest.mark.parametrize("padding", [{"attention_mask": MASK}, {}], ids=["mask", "padding_idx"])
+def test_rows_that_a_step_cuts_where_the_longest_ends_count_whole_later(padding):
+    model = Reader(padding_idx=0)
+    counter = TokenCounter(model=model)
+    short = {"input_ids": PADDED[4:], **{key: mask[4:] for key, mask in padding.items()}}
+    model(short["input_ids"][:, :8])
+    counter.add(short)
+    counter.add({"input_ids": PADDED, **padding})
+    assert counter.total == int(LENGTHS[4:].sum()) + N
+
+
+def test_rows_that_a_step_cuts_to_a_length_of_its_own_stay_cut():
+    model = Reader()
+    counter = TokenCounter(model=model)
+    batch = {"input_ids": PADDED, "attention_mask": MASK}
+    model(PADDED[:, :8])
+    counter.add(batch)
+    counter.add(batch)
+    assert counter.total == 2 * int(LENGTHS.clamp(max=8).sum())
+
+
+@pytest.mark.parametrize("real", [REAL, torch.ones_like(REAL)], ids=["padding", "none"])
+@pytest.mark.parametrize("hidden", [float("-inf"), -1e4])
+def test_a_mask_that_is_added_to_scores_is_0_for_tokens(real, hidden):
+    counter = TokenCounter()
+    counter.add({"input_ids": IDS, "attention_mask": torch.where(real, 0.0, hidden)})
+    assert counter.total == int(real.sum())
+
+
 def test_where_the_model_reads_something_else_the_other_rules_hold():
     model, said = Reader(), []
     counter = TokenCounter(model=model, tell=said.append)
