@@ -333,10 +333,15 @@ def _compare(options: argparse.Namespace) -> list[str]:
 def _show(options: argparse.Namespace) -> Iterator[str]:
     import time
 
-    from rich.console import Console
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "show needs rich: pip install 'lightning-lscore[show]'.", name="rich"
+        ) from error
 
     from .record.runs import read_runs
-    from .show.terminal import follow, run_table, runs_table
+    from .show.terminal import WIDE, follow, run_table, runs_table
 
     if options.rows < 2:
         raise ValueError(f"--rows: expected a whole number > 1, got {options.rows}.")
@@ -346,9 +351,11 @@ def _show(options: argparse.Namespace) -> Iterator[str]:
         if len(runs) > 1:
             return runs_table(runs)
         ((name, records),) = runs.items()
-        return run_table(name, records, options.rows)
+        return run_table(name, records, options.rows, console.width)
 
     console = Console(highlight=False)
+    if not console.is_terminal:  # nothing tells the width of what a pipe leads to
+        console.width = WIDE
     if not options.follow:
         console.print(table())
         return

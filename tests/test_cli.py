@@ -257,3 +257,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(run):
     command = f"{sys.executable} -m lightning_lscore explain | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_show_without_rich_says_what_to_install(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    status, _, err = call(capsys, "show", run)
+    assert status == 2
+    assert "pip install 'lightning-lscore[show]'" in err

@@ -21,28 +21,35 @@ from .headline import headline
 _BLOCKS = "▁▂▃▄▅▆▇█"
 MOST_ROWS = 40
 """Of more validations the first, some between, and the newest are shown."""
+WIDE = 120
+"""Characters of a line that hold all columns; in fewer the factors are left out."""
 
 
-def run_table(name: str, records: Sequence[Record], most: int = MOST_ROWS) -> Group:
+def run_table(
+    name: str, records: Sequence[Record], most: int = MOST_ROWS, width: int = WIDE
+) -> Group:
     """Return the validations of a run, its best ones marked, below a sentence about it.
 
     Args:
         name: of the run, for a reader.
         records: its validations, at least one.
         most: rows to show at most.
+        width: characters of a line.
     """
     alike, last = comparable_with_last(records), records[-1]
     best, low = best_record(records), lowest(alike)
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    titles = ("step", "tokens", "device time", "perplexity", "f(D)", "f(A)", "f(H)", "L")
-    for title in (*titles, "bought", "needed"):
+    factors = ("f(D)", "f(A)", "f(H)") if width >= WIDE else ()
+    titles = ("step", "tokens", "time", "perplexity", *factors, "L", "bought", "needed")
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     before = None
     for r in _some(alike, most, keep=(best, None if low is None else low.record)):
         if before is not None and before != r.batch:
-            table.add_row(*["⋮"] + [""] * 10, style="dim")
-        table.add_row(*_row(r), _marks(r, best, low and low.record), style=_style(r is best))
+            table.add_row("⋮", style="dim")
+        cells = _row(r, with_factors=bool(factors))
+        table.add_row(*cells, _marks(r, best, low and low.record), style=_style(r is best))
         at = next(i for i, other in enumerate(alike) if other is r)
         before = alike[at + 1].batch if at + 1 < len(alike) else None
     left_out = len(records) - len(alike)
@@ -116,9 +123,10 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
     return "".join(_BLOCKS[min(7, int(8 * (v - low) / span))] for v in means)
 
 
-def _row(r: Record) -> list[str]:
+def _row(r: Record, *, with_factors: bool) -> list[str]:
     m, s = r.measurements, r.score
-    scores = [number(v) for v in (s.perplexity, s.f_D, s.f_A, s.f_H, s.L)]
+    factors = (s.f_D, s.f_A, s.f_H) if with_factors else ()
+    scores = [number(v) for v in (s.perplexity, *factors, s.L)]
     bought, needed = (_percent(m.get(x)) for x in ("elasticity", "elasticity_needed"))
     return [f"{r.step:,}", count(m.tokens), duration(m.device_hours), *scores, bought, needed]
 

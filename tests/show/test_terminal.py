@@ -11,7 +11,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from lightning_lscore.equation.formula import Formula
-from lightning_lscore.show.terminal import follow, run_table, runs_table, sparkline
+from lightning_lscore.show.terminal import WIDE, follow, run_table, runs_table, sparkline
 
 
 def shown(what, width=160):
@@ -33,6 +33,15 @@ def test_the_table_of_a_run_marks_its_best_validations():
 def test_what_more_spending_bought_stands_beside_what_it_has_to_buy():
     text = shown(run_table("a", run(elasticity=-0.25, elasticity_needed=-0.125)))
     assert text.count("0.25 %  0.12 %") == len(FALLING)
+
+
+def test_a_narrow_terminal_gets_whole_columns_without_the_factors():
+    wide, narrow = (shown(run_table("a", run(), width=w), w) for w in (WIDE, 80))
+    assert "f(D)" in wide
+    assert "f(D)" not in narrow
+    for text in (wide, narrow):
+        assert "perplexity" in text
+        assert "…" not in text
 
 
 @pytest.mark.parametrize("most", [2, 5, 9])
