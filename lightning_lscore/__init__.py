@@ -2,21 +2,27 @@
 
 The map. Imports point downwards only, and parts do not know each other (``tests/test_layout.py``):
 
-======= ============== =========================================================================
-doors   callback       ``LScore``: each of Lightning's hooks tells the Tracker what it knows
-        stopping       ``CostEarlyStopping``, which obeys the verdict of the Tracker
-        plan           what a Trainer is set to do: its end, and its learning rates
-        factory        ``LSCORE=1 python train.py``
-        cli            the command ``lscore``
-core    run/           one run over time: ``Tracker``, clock, spending, exchange, checkpoint state
-parts   heldout/       T: logits and labels out of a module, and their NLL
-        model/         D and A: the tokens of a batch, a model's parameters and FLOP
-        hardware/      H: devices, their readings and their peaks
-        record/        ``lscore.jsonl``: write it, read it, tell which validations compare
-        curve/         what a curve says: when to stop, where L ends, what more would buy
-        show/          records as tables, sentences and pictures
-ground  equation/      Measurements, Factor, Formula, Score: the standard library only
-======= ============== =========================================================================
+======= =============== ========================================================================
+doors   callback        ``LScore``: each of Lightning's hooks tells the Tracker what it knows
+        stopping        ``CostEarlyStopping``, which obeys the verdict of the Tracker
+        plan            what a Trainer is set to do, and how that is known
+        rates           the Trainer's learning rates, now and by its schedulers
+        logged          what LScore logs, under names that nobody else has
+        hyperparameters the formula in force, for loggers
+        artifacts       the record, for loggers that take files
+        packages        ``lightning`` and ``pytorch_lightning``, whichever is there
+        factory         ``LSCORE=1 python train.py``
+        environment     the LScore that it makes, which is never in the way
+        cli             the command ``lscore``
+core    run/            one run over time: ``Tracker``, clock, spending, exchange, checkpoint state
+parts   heldout/        T: logits and labels out of a module, and their NLL
+        model/          D and A: the tokens of a batch, a model's parameters and FLOP
+        hardware/       H: devices, their readings and their peaks
+        record/         ``lscore.jsonl``: write it, read it, tell which validations compare
+        curve/          what a curve says: when to stop, where L ends, what more would buy
+        show/           records as tables, sentences, pictures and pages
+ground  equation/       Measurements, Factor, Formula, Score: the standard library only
+======= =============== ========================================================================
 
 To follow a fit, start at ``run/tracker.py``.
 """

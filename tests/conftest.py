@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,27 @@ def run_python(*arguments: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def readme_run(tmp_path_factory):
+    """The folder in which README's program ran, and what it printed.
+
+    docs/measures.md appends a few lines to it.
+    """
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    measures = (root / "docs" / "measures.md").read_text(encoding="utf-8")
+    (program,) = (p for p in python_blocks(readme) if "class " in p)
+    (appended,) = (p for p in python_blocks(measures) if "trainer." in p)
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "program.py").write_text(program + appended, encoding="utf-8")
+    return folder, run_python("program.py", folder=folder)
+
+
+def python_blocks(page: str) -> list[str]:
+    """The Python snippets of a page of Markdown."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture(scope="session")

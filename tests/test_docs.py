@@ -1,18 +1,26 @@
-"""The pages in docs/ show programs that run as they stand there."""
+"""What the pages in docs/ and the README show runs as it stands there, and their links lead on."""
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_python
+import torch
+from conftest import python_blocks, run_python
 
-from lightning_lscore import read_records
+from lightning_lscore import Factor, Formula, read_records
+from lightning_lscore.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
+PAGES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs").glob("*.md"))}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND = re.compile(r"^ {4}lscore +(.*)$", re.MULTILINE)
 FABRIC = [str(Path(sys.executable).with_name("fabric")), "run", "--accelerator", "cpu"]
 
 
@@ -47,3 +55,91 @@ def test_the_program_imports_public_names_only():
     assert re.findall(r"lightning_lscore\S*", program) == ["lightning_lscore"]
     code = [line for line in program.splitlines() if line.strip()]
     assert len(code) <= 25
+
+
+# ---------------------------------------------------------------------- snippets and commands
+
+
+class Bytes(torch.nn.Module):
+    """A model of bytes that knows nothing."""
+
+    def forward(self, input_ids):
+        return torch.zeros(*input_ids.shape, 256)
+
+
+def read_as_bytes(text, **options):
+    return {"input_ids": list(text.encode())}
+
+
+@pytest.fixture(scope="module")
+def as_on_the_pages(readme_run, tmp_path_factory):
+    """A folder with what the pages speak of: RUN, A, B, a log, finished runs and a formula."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(readme_run[0] / "lightning_logs" / "version_0", folder / "RUN")
+    shutil.copy(ROOT / "benchmarks" / "data" / "finished.csv", folder)
+    budget = Formula(D=Factor("tokens", 1e6), A=Factor("total_parameters", 1e6))
+    budget.save(folder / "study.json")
+    facts = "--tokens-per-step 4096 --peak-tflops 10 --held-out wiki"
+    logs = {"A": ((3.2, 2.9, 2.8), "1e6", "0.5"), "B": ((3.1, 2.75, 2.7), "2e6", "0.8")}
+    for name, (losses, parameters, hours) in logs.items():
+        rows = [f"{100 * i},{loss}" for i, loss in enumerate(losses, start=1)]
+        log = folder / "metrics.csv"  # B's stays, as that of the pages
+        log.write_text("\n".join(["step,val_loss", *rows]))
+        made = f"import {log} -o {folder / name} --parameters {parameters} --train-hours {hours}"
+        assert main(shlex.split(f"{made} {facts}")) == 0
+    return folder
+
+
+@pytest.fixture
+def here(as_on_the_pages, tmp_path, monkeypatch):
+    """The working directory: a copy of that folder."""
+    shutil.copytree(as_on_the_pages, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("page", [n for n in PAGES if n != "fabric" and python_blocks(PAGES[n])])
+def test_each_snippet_runs(page, here):
+    """One after the other, in one namespace."""
+    names = {"model": Bytes(), "tokenizer": read_as_bytes, "text": "So be it. " * 100}
+    snippets = [s for s in python_blocks(PAGES[page]) if "trainer." not in s]  # see readme_run
+    for snippet in snippets:
+        exec(compile(snippet, f"docs/{page}.md", "exec"), names)
+
+
+@pytest.mark.parametrize("page", [n for n in PAGES if COMMAND.search(PAGES[n])])
+def test_each_command_of_a_page_runs(page, here, capsys):
+    for line in COMMAND.findall(PAGES[page]):
+        assert main(shlex.split(line, comments=True)) == 0, (line, capsys.readouterr().err)
+
+
+def test_each_command_of_the_readme_runs(here, capsys):
+    stands_for = {"RUN RUN ...": "A B", "RUN ...": "A B", "LOG": "metrics.csv", "FOLDER": "made"}
+    lines = COMMAND.findall(README)
+    assert len(lines) == 5
+    for line in lines:
+        for name, what in stands_for.items():
+            line = line.replace(name, what)
+        assert main(shlex.split(line, comments=True)) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_page_of_commands_has_each_of_them_with_an_example():
+    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    page = PAGES["commands"]
+    assert sorted(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == sorted(commands.choices)
+    assert {line.split()[0] for line in COMMAND.findall(page)} == set(commands.choices)
+
+
+# ---------------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
+def test_each_relative_link_leads_to_a_file(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    missing = [x for x in links if "://" not in x and not (path.parent / x).exists()]
+    assert missing == []
+
+
+def test_the_readme_links_to_every_page():
+    assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))

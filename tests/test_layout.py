@@ -128,6 +128,18 @@ def test_every_room_is_on_the_plan():
     assert all(len(list(path.parent.glob("*.py"))) > 3 for path in rooms.values())
 
 
+def test_the_map_names_every_door_and_room():
+    """Each on a line of its own, and nothing that is not there."""
+    there = {name for name in modules() if "." not in name} - {"__main__"}
+    line = r"^(?:doors|core|parts|ground| {6}) +(\w+)/? "
+    assert sorted(re.findall(line, lightning_lscore.__doc__, re.MULTILINE)) == sorted(there)
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"^Only (.*) import Lightning\.$", page, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)\.py`", sentence)) == KNOW_LIGHTNING
+    doors = re.findall(r"^    doors    (.*?)^    core", page, re.MULTILINE | re.DOTALL)[0]
+    assert {name for name in there if room(name) == ""} <= set(re.findall(r"\w+", doors))
+
+
 def test_only_the_doors_that_say_so_import_lightning():
     """Everything else works without it."""
     heavy = {"lightning", "pytorch_lightning"}
