@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model.batch import find_tokens, integer_tensors
+from ..model.embedding_reads import addresses
 from ..model.loaders import micro_batches
 from .fit import Fit
 from .loss_call import IGNORED, LossCall, LossCalls
@@ -84,8 +85,7 @@ class OwnLoss:
             return self._known.get(key)
         found = find_texts(heard, losses.read, list(integer_tensors(batch)))
         if found:
-            parts = (find_tokens(part) for part in micro_batches(batch))
-            size = sum(part.numel() for part in parts if part is not None)
+            size = _tokens_of(batch, losses.read)
             return self._known.setdefault(key, self._once(heard, found, loss, size))
         return None
 
@@ -107,6 +107,11 @@ class OwnLoss:
         if len(kept) > 1 and 0 < tokens < counted:  # as where another model reads it backwards
             self._doubt_several(heard)
             kept = dict(list(kept.items())[:1])
+        elif len(kept) > 1 and not _is_made_of(loss, [t.rows(heard) for t in kept.values()]):
+            self._doubt(
+                f"counts {len(kept)} texts of a validation step together, {_list(heard)}, and the "
+                f"loss that it returned is neither their sum nor their mean. {_SETTLES}"
+            )
         if any(text.fit == Fit.SAME for text in kept.values()):
             self._doubt(
                 "heard a loss whose labels equal the tokens that the model reads, at the same rows."
@@ -165,6 +170,15 @@ def _chosen(choose: ChooseLoss, heard: Sequence[LossCall]) -> tuple[int, ...]:
     return tuple(i % len(heard) for i in indices)
 
 
+def _tokens_of(batch: Any, read: Sequence[Tensor]) -> int:
+    """Return how many tokens a batch has: those that are known as such, or all that were read."""
+    parts = (find_tokens(part) for part in micro_batches(batch))
+    known = sum(part.numel() for part in parts if part is not None)
+    memory = {addresses(each)[0] for each in read} - {None}
+    own = (each.numel() for each in integer_tensors(batch) if addresses(each)[0] in memory)
+    return max(known, sum(own))
+
+
 def _alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
     """Whether NLL and labels of two texts are the same, read twice."""
     nll = math.isclose(float(one[0].sum()), float(other[0].sum()), rel_tol=1e-6)
@@ -176,6 +190,17 @@ def _is_mean(loss: Tensor | None, text: tuple[Tensor, Tensor]) -> bool:
     nll, labels = text
     mean = float(nll.sum()) / max(1, int((labels != IGNORED).sum()))
     return loss is not None and math.isclose(float(loss.detach()), mean, rel_tol=1e-4)
+
+
+def _is_made_of(loss: Tensor | None, texts: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether a loss, if there is one, is the sum or a mean of those of several texts."""
+    if loss is None:
+        return True
+    sums = [(float(nll.sum()), max(1, int((labels != IGNORED).sum()))) for nll, labels in texts]
+    means = [nll / count for nll, count in sums]
+    nll, count = map(sum, zip(*sums, strict=True))
+    made = (sum(means), sum(means) / len(means), nll, nll / count)
+    return any(math.isclose(float(loss.detach()), one, rel_tol=1e-2) for one in made)
 
 
 def _list(heard: Sequence[LossCall]) -> str:

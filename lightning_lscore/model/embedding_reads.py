@@ -57,7 +57,7 @@ class EmbeddingReads:
         with contextlib.suppress(Exception):  # a training step never fails of this
             for ids in (*args, *kwargs.values()):
                 if isinstance(ids, Tensor) and is_integer(ids):
-                    self.reads.append(Read(ids.shape, *_addresses(ids)))
+                    self.reads.append(Read(ids.shape, *addresses(ids)))
 
     def stop(self) -> None:
         """Listen no more to the embeddings that were heard."""
@@ -75,7 +75,7 @@ class EmbeddingReads:
         A tensor that lies in the memory that was read, or whose parts do, comes before one of the
         same shape as what was read, whose copy that may be.
         """
-        memory, _ = _addresses(tensor)
+        memory, _ = addresses(tensor)
         own = [read for read in self.reads if memory is not None and read.memory == memory]
         shapes = [read.shape for read in own or self.reads]
         if own:
@@ -88,12 +88,12 @@ class EmbeddingReads:
 
     def lies_in(self, tensor: Tensor) -> bool:
         """Whether the very memory of a tensor was read, and not what may be a copy."""
-        memory, _ = _addresses(tensor)
+        memory, _ = addresses(tensor)
         return memory is not None and any(read.memory == memory for read in self.reads)
 
     def begins_at(self, tensor: Tensor) -> bool:
         """Whether what was read begins where a tensor does."""
-        _, start = _addresses(tensor)
+        _, start = addresses(tensor)
         return start is not None and any(read.start == start for read in self.reads)
 
 
@@ -130,8 +130,11 @@ def first_of_rows(shape: torch.Size, read: torch.Size) -> Any:
     return (..., slice(None, read[-1])) if cut else None
 
 
-def _addresses(tensor: Tensor) -> tuple[int | None, int | None]:
-    """Return the addresses of a tensor's memory and of its first number, if it has any."""
+def addresses(tensor: Tensor) -> tuple[int | None, int | None]:
+    """Return the addresses of a tensor's memory and of its first number, if it has any.
+
+    Views, such as ``ids[:, :-1]``, share the former with their tensor.
+    """
     try:
         return tensor.untyped_storage().data_ptr() or None, tensor.data_ptr() or None
     except (RuntimeError, NotImplementedError, AttributeError):  # a subclass without memory

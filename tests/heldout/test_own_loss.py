@@ -319,6 +319,31 @@ def test_each_sequence_of_a_list_counts():
     assert capture.doubts == []
 
 
+def test_the_texts_of_several_loaders_in_one_batch_count():
+    batch = {"a": {"input_ids": ROWS[:4]}, "b": {"input_ids": ROWS[4:].clone()}}
+
+    def step(model, b):
+        return sum(flat(F.cross_entropy)(model, one["input_ids"]) for one in b.values())
+
+    found, capture = captured(step, batch)
+    assert sums(found) == by_hand(Model()(X), Y)
+    assert capture.doubts == []
+
+
+def test_texts_that_the_loss_is_not_made_of_are_said():
+    """As those of a preferred and of a rejected answer."""
+    batch = {"chosen_input_ids": ROWS[:4], "rejected_input_ids": ROWS[4:].clone()}
+
+    def step(model, b):
+        chosen, rejected = (flat(F.cross_entropy)(model, one) for one in b.values())
+        return -F.logsigmoid(rejected - chosen)
+
+    found, capture = captured(step, batch)
+    assert int(found.count) == Y.numel()
+    (doubt,) = capture.doubts
+    assert "counts 2 texts" in doubt
+
+
 def test_windows_that_overlap_count_once_each_token():
     text = torch.randint(1, WORDS, (1, 40), generator=torch.Generator().manual_seed(0))
     windows = []
