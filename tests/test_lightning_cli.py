@@ -70,6 +70,7 @@ class Tokenizer:
 OF_NAME = {
     "formula": FORMULAS,
     "monitor": [("strict_L", "strict_L")],
+    "budget": [({"cost": 5, "tokens": 1e9}, {"cost": 5, "tokens": 1e9})],
     "count_bytes": [
         ("builtins.len", len),
         (
