@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..model.unseen import unseen
 from .first_error import FirstError
 from .stand_in import Listener, StandIn
 
@@ -64,7 +64,6 @@ class LanguageModel:
         self, model: Any, listener: Listener, before: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         # torch.compile must not trace the listeners.
-        unseen: Any = torch.compiler.disable
         kept = self._errors.keep
         return StandIn.of(model, "forward").join(
             unseen(kept(listener)), before and unseen(kept(before))

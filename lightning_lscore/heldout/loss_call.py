@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.sharded import Part, counts_here, is_sharded, whole
+from ..model.unseen import unseen
 from .first_error import FirstError
 from .rows import measure_rows
 from .stand_in import Listener, StandIn
@@ -104,7 +105,7 @@ class LossCalls:
             self._listen(owner, name, listener)
 
     def _listen(self, owner: Any, name: str, listener: Listener) -> None:
-        self._leave.append(StandIn.of(owner, name).join(self._errors.keep(listener)))
+        self._leave.append(StandIn.of(owner, name).join(unseen(self._errors.keep(listener))))
 
     def detach(self) -> None:
         """Restore the functions."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .leaves import is_integer
+from .unseen import begin_at_no, unseen
 
 _MOST = 256
 """Look-ups that are kept; a copy of a model, whose hooks nobody removes, must not grow."""
@@ -42,22 +44,21 @@ class EmbeddingReads:
         self.has_model = model is not None
         self._hooks: dict[int, Any] = {}
         self._heard: set[int] = set()
+        self._hear = unseen(_hear)
+        begin_at_no(EmbeddingReads._note)
         compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
         for part in () if model is None else model.modules():
             if isinstance(part, (nn.Embedding, nn.EmbeddingBag, compiled)):
                 hook = part.register_forward_pre_hook(self._note, with_kwargs=True)
                 self._hooks[id(part)] = hook
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_hear": _hear}  # what is hidden cannot be pickled
+
     def _note(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():
-            return
-        self._heard.add(id(part))
-        if not torch.is_grad_enabled() or len(self.reads) >= _MOST:
-            return  # a teacher, or an evaluation
-        with contextlib.suppress(Exception):  # a training step never fails of this
-            for ids in (*args, *kwargs.values()):
-                if isinstance(ids, Tensor) and is_integer(ids):
-                    self.reads.append(Read(ids.shape, *addresses(ids)))
+        if not torch.compiler.is_compiling():
+            self._heard.add(id(part))
+            self._hear(self.reads, (*args, *kwargs.values()))
 
     def stop(self) -> None:
         """Listen no more to the embeddings that were heard."""
@@ -128,6 +129,15 @@ def first_of_rows(shape: torch.Size, read: torch.Size) -> Any:
     """Return the index by which rows are cut to the length that was read, None if they are not."""
     cut = read[:-1] == shape[:-1] and 0 < len(read) == len(shape) and read[-1] < shape[-1]
     return (..., slice(None, read[-1])) if cut else None
+
+
+def _hear(reads: list[Read], given: Sequence[Any]) -> None:
+    if not torch.is_grad_enabled() or len(reads) >= _MOST:
+        return  # a teacher, or an evaluation
+    with contextlib.suppress(Exception):  # a training step never fails of this
+        for ids in given:
+            if isinstance(ids, Tensor) and is_integer(ids):
+                reads.append(Read(ids.shape, *addresses(ids)))
 
 
 def addresses(tensor: Tensor) -> tuple[int | None, int | None]:

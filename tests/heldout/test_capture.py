@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 
@@ -421,6 +423,20 @@ def test_models_are_changed_only_while_validating():
     for capture in captures:
         capture.detach()
     assert [dict(vars(m)) for m in model.modules()] == before
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_nobody_listens_to_a_copy_that_is_made_while_validating(copied):
+    model, capture, (batch,) = HuggingFaceLM(), Capture(), loader(4)
+    capture.attach(model)
+    capture.start_batch(batch, perplexity := Perplexity())
+    with torch.no_grad():
+        copied(model).model(**batch)
+    assert perplexity.count == 0
+    with torch.no_grad():
+        capture.end_batch(model, model.validation_step(batch, 0), batch)
+    capture.detach()
+    assert perplexity.count == 4 * 11
 
 
 def test_another_library_that_replaced_forward_gets_its_own_back():
