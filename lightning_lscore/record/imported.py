@@ -102,13 +102,10 @@ def records_of(log: ForeignLog, options: Import) -> list[Record]:
     """
     found = _Found.of(log, options)
     steps = [step for step, values in log.values.items() if found.T in values and step >= 0]
-    run = (
-        "imported-"
-        + hashlib.sha256(repr([(s, log.values[s][found.T]) for s in steps]).encode()).hexdigest()[
-            :12
-        ]
-    )
     measured = [found.measurements(step) for step in steps]
+    # Told apart by what they measured: one log with other facts given is another run.
+    values = repr([(step, m.measured()) for step, m in zip(steps, measured, strict=True)])
+    run = f"imported-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
     formula = options.formula or _of_plan(steps[-1], measured[-1], options, log)
     with_rates = [
         _with_elasticity(m, before, formula)

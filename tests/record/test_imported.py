@@ -94,6 +94,12 @@ def test_time_and_arithmetic_of_transformers_are_spread_over_the_steps():
     assert "spread evenly" in last.provenance["train_hours"]
 
 
+def test_one_log_with_other_facts_given_is_another_run():
+    """Else a comparison would take the two for one, and leave out the first."""
+    small, again, large = (records_of(LOG, Import(parameters=n))[-1].run for n in (1e6, 1e6, 2e6))
+    assert small == again != large
+
+
 def test_imported_runs_compare_where_they_name_one_held_out_set(tmp_path):
     """Written and read again, like any other record."""
     for r in records_of(LOG, Import(held_out="c4", formula=Formula(D=Factor("tokens", 1.0)))):
