@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RUN_HELP = (
-    "a run's folder, the record file in it (lscore.jsonl), or a checkpoint; where several runs lie "
-    "there, with #ID of one behind it"
+    "a run's folder, the record file in it (lscore.jsonl), or a checkpoint; RUN#ID is one of "
+    "several runs that lie there"
 )
 
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "validations, when CostEarlyStopping would have stopped it, and what idle time cost. With "
         "--perplexity: L of these numbers.",
     )
-    explain.add_argument("records", nargs="*", metavar="RUN", help=f"{RUN_HELP}; of one run")
+    explain.add_argument("records", nargs="*", metavar="RUN", help=f"{RUN_HELP}; one run")
     explain.add_argument("--run", dest="id", metavar="ID", help="of the runs there, this one")
     explain.add_argument("--from", dest="start", type=int, metavar="STEP", help="with RUN")
     explain.add_argument("--to", dest="end", type=int, metavar="STEP", help="with RUN")
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "and which factors make its L differ. Runs on different evaluation sets are refused.",
     )
     compare.add_argument(
-        "records", nargs="+", metavar="RUN", help=f"{RUN_HELP}; without it all of them"
+        "records", nargs="+", metavar="RUN", help=f"{RUN_HELP}, RUN alone all of them"
     )
     compare.add_argument(
         "--run", dest="ids", action="append", metavar="ID", help="of the runs there, this one too"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import shlex
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import python_blocks, run_python
+from lightning.pytorch.callbacks import EarlyStopping
 
-from lightning_lscore import Factor, Formula, read_records
+from lightning_lscore import CostEarlyStopping, Factor, Formula, LScore, read_records
 from lightning_lscore.cli import _parser, main
+from lightning_lscore.equation.measures import OF_A_VALIDATION
 
 ROOT = Path(__file__).parents[1]
 PAGES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs").glob("*.md"))}
@@ -128,6 +131,19 @@ def test_the_page_of_commands_has_each_of_them_with_an_example():
     page = PAGES["commands"]
     assert sorted(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == sorted(commands.choices)
     assert {line.split()[0] for line in COMMAND.findall(page)} == set(commands.choices)
+
+
+def test_the_page_of_measures_names_each():
+    named = set(re.findall(r"`(?:lscore/)?(\w+)`", PAGES["measures"]))
+    assert set(OF_A_VALIDATION) <= named
+
+
+@pytest.mark.parametrize("of", [LScore, CostEarlyStopping])
+def test_each_argument_of_a_callback_is_on_a_page(of):
+    """Those of Lightning's EarlyStopping apart."""
+    ours = set(inspect.signature(of).parameters) - set(inspect.signature(EarlyStopping).parameters)
+    pages = " ".join([README, *PAGES.values()])
+    assert [name for name in ours if not re.search(rf"\b{name}\b", pages)] == []
 
 
 # ---------------------------------------------------------------------- links
