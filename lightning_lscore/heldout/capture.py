@@ -32,7 +32,7 @@ from .fit import with_joined
 from .held_out import HeldOut
 from .hidden_nll import hidden_nll
 from .ignored import Ignored
-from .is_text import IsText
+from .is_text import IsText, check_words_are_read
 from .listening import Call, LanguageModel
 from .loss_call import IGNORED, LossCall, LossCalls
 from .nothing_found import nothing_found
@@ -216,6 +216,8 @@ class Capture:
         shift_ = self._alignment.of_found(values, labels, read, call, losses, known_loss)
         if values.ndim and not self._declared:
             looked_up = self._losses.read
+            if not (looked_up or call or self._losses.hears_less):
+                check_words_are_read(found.labels, step.batch)
             self._is_text.check(self._canonical(labels), read, values, looked_up, self.guessed)
         self.source = f"{found.source}; {shift_.how}; {ignored}"
         labels = self._shifted(labels, shift_.shifted)

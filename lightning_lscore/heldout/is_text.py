@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from ..model.leaves import is_integer, leaves
+from ..model.padding import is_binary
+from ..model.sharded import whole
 from .fit import fit_of, share
 from .loss_call import IGNORED
-from .nothing_found import FEWEST_WORDS, refuse_classes
+from .nothing_found import FEWEST_WORDS, NoLanguageModel, refuse_classes
 
 
 class IsText:
@@ -52,6 +56,33 @@ class IsText:
             )
         if answer is not None:
             self._known.add(form)
+
+
+def check_words_are_read(labels: Tensor, batch: Any) -> None:
+    """Refuse labels of a batch that has numbers to read, and no words beside the labels.
+
+    Args:
+        labels: of a step in which no embedding looked anything up.
+        batch: of the step.
+
+    Raises:
+        NoLanguageModel: for labels of frames or pixels.
+    """
+    tensors = [whole(leaf.tensor) for leaf in leaves(batch) if leaf.name != "attention_mask"]
+    words = [each for each in tensors if is_integer(each) and each.ndim > 1]
+    numbers = [each for each in tensors if each.is_floating_point() and each.ndim > 1]
+    if numbers and all(_is_same(each, labels) or is_binary(each) for each in words):
+        raise NoLanguageModel(
+            "expected a step that reads the words before those it predicts, got one that reads "
+            f"numbers {list(numbers[0].shape)} and looks up no word. If its labels are those of a "
+            "language model, say so by LScore(labels_are_shifted=True) or False."
+        )
+
+
+def _is_same(one: Tensor, labels: Tensor) -> bool:
+    return one.numel() == labels.numel() and bool(
+        (one.flatten().to(labels.device) == labels.flatten()).all()
+    )
 
 
 def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:

@@ -10,6 +10,7 @@ in embeddings, because labels are text if they continue what the model reads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -76,6 +77,8 @@ class LossCalls:
         """Token ids that were looked up in an embedding."""
         self.padding = -1
         """Padding index of an embedding that has one, or -1."""
+        self.hears_less = False
+        """Whether parts of the module are compiled, in which nothing is heard."""
         self.logged: list[Any] = []
         """What the step logged."""
         self._errors = errors
@@ -92,7 +95,7 @@ class LossCalls:
 
     def attach(self, module: Any = None, mesh: Any = None) -> None:
         """Listen to this process, and to what a module logs, until :meth:`detach`."""
-        self._mesh = mesh
+        self._mesh, self.hears_less = mesh, _has_compiled(module)
         # torch.compile would trace the stand-in for a method of a module that it compiles.
         if hasattr(module, "log") and getattr(module, "_compiler_ctx", None) is None:
             self._listen(module, "log", self._on_log)
@@ -205,6 +208,15 @@ def _what_counts(labels: Tensor, weight: Any, ignore: int, given: int | None) ->
     if isinstance(weight, Tensor):  # a class of weight 0 is ignored, as older code does it
         no_word = no_word | (weight[labels.clamp(0, len(weight) - 1)] == 0)
     return labels.masked_fill(no_word, IGNORED)
+
+
+def _has_compiled(module: Any) -> bool:
+    """Whether torch.compile made a part of a module, or all of it."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return True
+    kinds = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    return any(isinstance(p, kinds) or p._compiled_call_impl is not None for p in parts)
 
 
 def _is_real(x: Any) -> bool:

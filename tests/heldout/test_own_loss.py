@@ -452,6 +452,28 @@ def test_logits_of_classes_with_labels_are_no_language_model(classes, counts):
     assert captured(lambda m, b: outputs, labels_are_shifted=True)[0].count == 6
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_of_frames_with_labels_are_no_language_model(compiled):
+    """Unless embeddings may be in what is compiled, where nothing is heard of them."""
+    batch = {"features": torch.rand(4, 9, 16), "labels": torch.randint(40, (4, 9))}
+
+    def step(model, b):
+        logits = model.second(b["features"])
+        loss = F.cross_entropy(logits.flatten(0, 1), b["labels"].flatten())
+        return {"loss": loss, "logits": logits, "labels": b["labels"]}
+
+    model = Model()
+    if compiled:
+        model.layer.compile(backend="eager")
+        found, _ = captured(step, batch, model)
+        assert int(found.count) == 4 * 9
+    else:
+        with pytest.raises(NoLanguageModel, match="looks up no word"):
+            captured(step, batch, model)
+        found, _ = captured(step, batch, model, labels_are_shifted=True)
+        assert int(found.count) == 4 * 9
+
+
 def test_few_words_are_a_vocabulary_where_labels_are_text():
     """Letters, or the bases of DNA."""
     rows = torch.randint(0, 4, (6, 30), generator=torch.Generator().manual_seed(0))
