@@ -26,7 +26,7 @@ from ..model.batch import find_tokens, integer_tensors
 from ..model.language_models import language_models
 from ..model.leaves import leaves
 from ..model.sharded import whole
-from .alignment import Alignment, of_size, shift
+from .alignment import Alignment
 from .first_error import FirstError
 from .fit import with_joined
 from .held_out import HeldOut
@@ -37,6 +37,7 @@ from .listening import Call, LanguageModel
 from .loss_call import IGNORED, LossCall, LossCalls
 from .nothing_found import nothing_found
 from .own_loss import ChooseLoss, OwnLoss
+from .shift_evidence import of_size, shift
 from .step import Step, is_of_rows
 from .ways import (
     Found,

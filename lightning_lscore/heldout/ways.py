@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..model.batch import find_tokens, integer_tensors
 from ..model.sharded import whole
-from .alignment import alignment
 from .listening import Call
 from .nothing_found import describe
+from .shift_evidence import alignment
 
 LogitsAndLabels = Callable[[Any, Any, Any], tuple[Tensor, Tensor]]
 """(module, outputs, batch) -> logits [B, T, V] and labels [B, T]."""

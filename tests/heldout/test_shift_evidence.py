@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_lscore.heldout.alignment import alignment
+from lightning_lscore.heldout.shift_evidence import alignment
 
 ROWS = torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]])
 IGNORED = torch.tensor([[-100, 6, 7, 8], [-100, -100, 3, 4]])
