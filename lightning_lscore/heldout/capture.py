@@ -20,27 +20,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..model.batch import find_tokens, integer_tensors
 from ..model.language_models import language_models
-from ..model.leaves import leaves
-from ..model.sharded import whole
-from .alignment import Alignment
 from .first_error import FirstError
-from .fit import with_joined
+from .found_logits import hand_on_found
 from .held_out import HeldOut
-from .hidden_nll import hidden_nll
-from .ignored import Ignored
-from .is_text import IsText, check_words_are_read
+from .labelled_call import hand_on_call
+from .labels import Labels
 from .listening import Call, LanguageModel
-from .loss_call import IGNORED, LossCall, LossCalls
+from .loss_call import LossCalls
 from .nothing_found import nothing_found
 from .own_loss import ChooseLoss, OwnLoss
-from .shift_evidence import of_size, shift
-from .step import Step, is_of_rows
+from .step import Step
 from .ways import (
-    Found,
     LogitsAndLabels,
     by_call,
     by_function,
@@ -82,9 +75,7 @@ class Capture:
         self.source = ""
         """Which way was used and how the labels were aligned, in words."""
         self._function = function
-        self._declared = function is not None or labels_are_shifted is not None
-        self._ignored = Ignored(ignore_index)
-        self._alignment = Alignment(labels_are_shifted, self._ignored.index)
+        self._labels = Labels(labels_are_shifted, ignore_index, are_given=function is not None)
         self._from_loss = from_loss
         self._errors = FirstError()
         self._losses = LossCalls(self._errors, ignore_index, compile)
@@ -92,7 +83,6 @@ class Capture:
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
         self._step: Step | None = None
-        self._is_text = IsText()
         self._sources: set[str] = set()
         self._skipped = False  # a batch, with which the step did nothing
         self._told: list[str] = []  # how many labels of each source counted in its first batch
@@ -100,13 +90,14 @@ class Capture:
     @property
     def guessed(self) -> bool:
         """Whether the alignment was neither declared nor readable from the data."""
-        return self._alignment.guessed
+        return self._labels.alignment.guessed
 
     @property
     def doubts(self) -> list[str]:
         """Sentences about evidence that contradicts itself, or leaves something open."""
-        found = (self._alignment, self._own_loss, self._ignored, self._is_text)
-        return [doubt for one in found for doubt in one.doubts] + [_SKIPPED] * self._skipped
+        labels = self._labels
+        doubtful = (labels.alignment, self._own_loss, labels.ignored, labels.is_text)
+        return [doubt for one in doubtful for doubt in one.doubts] + [_SKIPPED] * self._skipped
 
     @property
     def assumption(self) -> str:
@@ -130,7 +121,7 @@ class Capture:
         """
         self.detach()
         self._mesh = getattr(module, "device_mesh", None)
-        self._ignored.look_into(module)
+        self._labels.ignored.look_into(module)
         self._losses.attach(module, self._mesh)
         if self._function is not None or self._own_loss.declared:
             return
@@ -158,7 +149,7 @@ class Capture:
             held_out: receives the logits, or their NLL, and the labels of the step.
             repeated: samples at the end of the batch that a sampler repeated; they are not counted.
         """
-        self._step = Step(batch, held_out, repeated, self._ignored.index, self._mesh)
+        self._step = Step(batch, held_out, repeated, self._labels.ignored.index, self._mesh)
         self._losses.start(measure=self._function is None)
 
     def end_batch(self, module: Any, outputs: Any, batch: Any) -> None:
@@ -181,7 +172,10 @@ class Capture:
             self._told.append(f"{self.source}; {counted} counted in the first batch")
 
     def _find(self, step: Step, module: Any, outputs: Any, batch: Any) -> None:
-        ignore, found = self._ignored.index, by_function(self._function, module, outputs, batch)
+        ignore, found = (
+            self._labels.ignored.index,
+            by_function(self._function, module, outputs, batch),
+        )
         if not self._own_loss.declared:
             found = found or by_outputs(outputs)
         if found is None and self._function is None and self._by_own_loss(step, outputs, batch):
@@ -199,45 +193,14 @@ class Capture:
         if found is None:
             refused = step.refused + self._own_loss.refusal(self._losses.heard)
             raise nothing_found(outputs, bool(self._models), refused)
-        self._hand_on(step, found, returned_loss(outputs))
+        loss = returned_loss(outputs)
+        self.source = hand_on_found(step, found, loss, self._losses, self._labels)
 
     def _by_own_loss(self, step: Step, outputs: Any, batch: Any) -> bool:
         found = self._own_loss.find(self._losses, batch, outputs, step.repeated)
         for nll, labels, self.source in found or ():
-            step.add(nll, self._marked(labels), is_nll=True)
+            step.add(nll, self._labels.marked(labels), is_nll=True)
         return found is not None
-
-    def _hand_on(self, step: Step, found: Found, loss: Any) -> None:
-        values, call = found.values, step.call
-        losses = of_size(self._losses.heard, found.labels)
-        labels, ignored = self._ignored.mark(found.labels, losses)
-        read = [None if call is None else call.tokens, *with_joined(self._losses.read)]
-        read += [_tokens_beside(step.batch, found.labels), *_longer(step.batch, found.labels)]
-        known_loss = loss if values.ndim else None
-        shift_ = self._alignment.of_found(values, labels, read, call, losses, known_loss)
-        if values.ndim and not self._declared:
-            looked_up = self._losses.read
-            if not (looked_up or call or self._losses.hears_less):
-                check_words_are_read(found.labels, step.batch)
-            self._is_text.check(self._canonical(labels), read, values, looked_up, self.guessed)
-        self.source = f"{found.source}; {shift_.how}; {ignored}"
-        labels = self._shifted(labels, shift_.shifted)
-        if stated := shift_.stated and len(losses) == 1:
-            labels = self._ignored.as_stated(labels, losses[0])
-        step.hand_on(
-            values,
-            labels,
-            call,
-            is_nll=values.ndim == 0,
-            came_shifted=shift_.shifted,
-            stated=stated,
-        )
-
-    def _marked(self, labels: Tensor) -> Tensor:
-        return labels.masked_fill(labels == IGNORED, self._ignored.index)
-
-    def _canonical(self, labels: Tensor) -> Tensor:
-        return labels.masked_fill(labels == self._ignored.index, IGNORED)
 
     def _after_teacher(self, call: Call) -> None:
         self._losses.leave()
@@ -249,59 +212,8 @@ class Capture:
         if step is None:
             return  # a forward pass outside of a batch, in an epoch hook for example
         if call.labels is not None:
-            self._with_its_labels(step, call, call.labels, self._losses.leave())
+            losses = self._losses.leave()
+            how = hand_on_call(step, call, call.labels, losses, self._labels, self._own_loss)
+            self.source = how or self.source
         else:
             step.note(call)
-
-    def _with_its_labels(
-        self, step: Step, call: Call, labels: Tensor, losses: list[LossCall]
-    ) -> None:
-        if step.labelled not in (None, call.model):
-            raise ValueError(
-                "expected one language model to be called with labels in a validation step, "
-                f"got a {type(step.labelled).__name__} and another, a {type(call.model).__name__}."
-                " Say which one counts with LScore(logits_and_labels=function)."
-            )
-        name, labels = type(call.model).__name__, whole(labels)
-        labels, ignored = self._ignored.mark(labels, of_size(losses, labels), own=False)
-        shifted, how = self._alignment.of_call(call, labels, losses)
-        fits = call.logits is not None and is_of_rows(labels, call.logits)
-        texts = () if fits or not losses else self._own_loss.of_labels(losses, labels)
-        for nll, own in texts:
-            step.add(nll, self._marked(own), is_nll=True)
-        if texts:
-            step.labelled, self.source = call.model, f"forward of {name}, its loss call; {ignored}"
-            return
-        values = call.logits
-        if not (self._declared or call.shifted):
-            self._is_text.check(self._canonical(labels), [call.tokens])
-        labels = self._shifted(labels, shifted)
-        if values is None:
-            try:
-                values = hidden_nll(call, labels, self._ignored.index)
-            except ValueError as error:
-                step.refused = f" {error}"
-                return
-            how = " and its hidden states, since it made no logits"
-        step.labelled = call.model
-        self.source = f"forward of {name}, with its labels{how}; {ignored}"
-        is_nll = call.logits is None
-        step.hand_on(values, labels, call, is_nll=is_nll, came_shifted=shifted, stated=False)
-
-    def _shifted(self, labels: Tensor, already: bool) -> Tensor:
-        labels = whole(labels)
-        return labels if already else shift(labels, self._ignored.index)
-
-
-def _tokens_beside(batch: Any, labels: Tensor) -> Tensor | None:
-    """Return the batch's tokens, unless they are the labels and what is read are features."""
-    tokens = find_tokens(batch)
-    if tokens is None or tokens.shape != labels.shape or tokens.data_ptr() != labels.data_ptr():
-        return tokens
-    features = any(one.tensor.is_floating_point() and one.tensor.ndim > 1 for one in leaves(batch))
-    return None if features else tokens
-
-
-def _longer(batch: Any, labels: Tensor) -> list[Tensor]:
-    """Return the batch's integers of which labels [B, T] may be a part: longer ones."""
-    return [t for t in integer_tensors(batch) if t.ndim == 2 and t.shape[1] > labels.shape[-1]]
