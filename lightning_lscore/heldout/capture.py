@@ -1,19 +1,28 @@
-"""Logits and labels of a validation batch, out of any LightningModule.
+"""Logits and labels of a validation batch, out of any LightningModule: the map of this room.
 
-Where they come from, in the order in which it is tried; ``Capture.source`` names what was used:
+While a validation step runs, ``stand_in`` puts listeners in front of what it calls: ``listening``
+at transformers models, ``loss_call`` at the loss functions and embeddings of PyTorch. ``step`` is
+the batch under way, ``first_error`` keeps what goes wrong in listening until it is over.
+
+Where logits and labels come from, in this order; ``Capture.source`` names what was used:
 
 1. what the user declares: a function (module, outputs, batch) -> (logits, labels), or a loss call;
-2. a transformers language model that is called with labels; one that makes no logits is measured
-   by its loss call, or its hidden states;
+2. a transformers language model that is called with labels (``labelled_call``), already in the
+   step; one that makes no logits is measured by its loss call, or its hidden states;
 3. logits and labels in what validation_step returns;
-4. a loss call whose labels are the batch's own text (``loss_call``, ``text_rows``);
+4. a loss call whose labels are the batch's own text (``own_loss``, ``text_rows``, ``fit``);
 5. logits in what validation_step returns, with labels from the batch;
 6. such a model that is called without labels: the labels are those in the batch, or the input
    tokens themselves;
 7. if the user allows it: the mean loss that validation_step returns.
 
-How labels are shifted against logits is shown by ``alignment``, which of them count by ``ignored``.
-``step`` drops padding and repeated samples, and hands the rest on to a ``HeldOut``.
+``after_step`` lists those that come after the step, with a function of ``ways`` for each;
+``found_logits`` takes what they return. ``labels`` holds what is known about a run's labels: how
+they are shifted against logits (``alignment`` asks in order, ``shift_evidence`` answers), which of
+them count (``ignored``), and whether they are text (``is_text``).
+
+``step`` drops padding and repeated samples (``counted_labels``) and hands the rest to a
+``held_out``, whose sums ``perplexity`` keeps; ``rows``, ``nll`` and ``softmax`` compute the NLL.
 """
 
 from __future__ import annotations
@@ -23,8 +32,8 @@ from typing import Any
 from torch import nn
 
 from ..model.language_models import language_models
+from .after_step import AfterStep
 from .first_error import FirstError
-from .found_logits import hand_on_found
 from .held_out import HeldOut
 from .labelled_call import hand_on_call
 from .labels import Labels
@@ -33,15 +42,7 @@ from .loss_call import LossCalls
 from .nothing_found import nothing_found
 from .own_loss import ChooseLoss, OwnLoss
 from .step import Step
-from .ways import (
-    LogitsAndLabels,
-    by_call,
-    by_function,
-    by_logits,
-    by_loss,
-    by_outputs,
-    returned_loss,
-)
+from .ways import LogitsAndLabels
 
 __all__ = ["Capture", "ChooseLoss"]
 
@@ -76,10 +77,12 @@ class Capture:
         """Which way was used and how the labels were aligned, in words."""
         self._function = function
         self._labels = Labels(labels_are_shifted, ignore_index, are_given=function is not None)
-        self._from_loss = from_loss
         self._errors = FirstError()
         self._losses = LossCalls(self._errors, ignore_index, compile)
         self._own_loss = OwnLoss(loss_call)
+        self._after_step = AfterStep(
+            function, from_loss, self._losses, self._own_loss, self._labels
+        )
         self._models: list[LanguageModel] = []
         self._mesh: Any = None
         self._step: Step | None = None
@@ -172,35 +175,20 @@ class Capture:
             self._told.append(f"{self.source}; {counted} counted in the first batch")
 
     def _find(self, step: Step, module: Any, outputs: Any, batch: Any) -> None:
-        ignore, found = (
-            self._labels.ignored.index,
-            by_function(self._function, module, outputs, batch),
-        )
-        if not self._own_loss.declared:
-            found = found or by_outputs(outputs)
-        if found is None and self._function is None and self._by_own_loss(step, outputs, batch):
-            return
-        found = found or by_logits(outputs, batch, ignore)
-        found = found or by_call(step.only_call(), batch, ignore)
-        if found is None and self._from_loss:
-            found = by_loss(outputs, batch, ignore)
-            self._own_loss.doubt_mean(step.repeated)
-        if found is None and self._losses.heard and not self._losses.any_counted():
-            return  # as where all labels of a batch are those of prompts
-        if found is None and self.source and outputs is None and not self._losses.any_heard:
-            self._skipped = True
-            return
-        if found is None:
+        how = self._after_step.hand_on(step, module, outputs, batch)
+        if how is not None:
+            self.source = how
+        elif not self._is_empty(outputs):
             refused = step.refused + self._own_loss.refusal(self._losses.heard)
             raise nothing_found(outputs, bool(self._models), refused)
-        loss = returned_loss(outputs)
-        self.source = hand_on_found(step, found, loss, self._losses, self._labels)
 
-    def _by_own_loss(self, step: Step, outputs: Any, batch: Any) -> bool:
-        found = self._own_loss.find(self._losses, batch, outputs, step.repeated)
-        for nll, labels, self.source in found or ():
-            step.add(nll, self._labels.marked(labels), is_nll=True)
-        return found is not None
+    def _is_empty(self, outputs: Any) -> bool:
+        """Whether a batch without logits and labels is none to complain about."""
+        if self._losses.heard and not self._losses.any_counted():
+            return True  # as where all labels of a batch are those of prompts
+        skips = bool(self.source) and outputs is None and not self._losses.any_heard
+        self._skipped |= skips
+        return skips
 
     def _after_teacher(self, call: Call) -> None:
         self._losses.leave()
