@@ -168,7 +168,7 @@ class LScore(Callback):
         self.is_judged = False
         """Whether a CostEarlyStopping follows its L in this fit."""
         if not (loss_call is None or callable(loss_call)):
-            loss_call = integer("loss_call", loss_call)
+            loss_call = integer("loss_call", loss_call, "an integer, a function or None")
         alone = loss_call is None or function is None
         expect(alone, "loss_call", "None beside logits_and_labels", loss_call)
         ignored = self._options.ignore_index

@@ -1004,6 +1004,7 @@ def test_another_formula_on_resume_counts_and_is_said(trainer, tmp_path):
         ({"sample_interval": 0}, "sample_interval: expected seconds > 0, got 0"),
         ({"sample_interval": "1"}, "sample_interval: expected seconds > 0, got '1'"),
         ({"flops_per_token": "cuont"}, "expected a number > 0 or \"count\", got 'cuont'"),
+        ({"loss_call": "x"}, "loss_call: expected an integer, a function or None, got 'x'"),
         ({"logits_and_labels": 3}, "logits_and_labels: expected a function or None, got 3"),
         ({"count_tokens": "all"}, "count_tokens: expected a function or None, got 'all'"),
         (

@@ -121,7 +121,9 @@ def _of_transformers(path: Path) -> ForeignLog:
             values[int(numbers.pop("step"))] |= numbers
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected a trainer_state.json of transformers: {error!r}"
+            f"{path}: expected a trainer_state.json of transformers, with a log_history whose "
+            f"entries have a step, got what cannot be read so ({error!r}). Other logs are .csv "
+            "files, or TensorBoard's."
         ) from error
     facts = {k: n for k, v in state.items() if (n := _number(v)) is not None}
     last = values[max(values)] if values else {}

@@ -103,9 +103,9 @@ def expect(fits: bool, name: str, expected: str, value: Any) -> None:
         raise ValueError(f"{name}: expected {expected}, got {short(value)}.")
 
 
-def integer(name: str, value: Any) -> int:
+def integer(name: str, value: Any, expected: str = "an integer") -> int:
     """Return an integer, of numpy for instance, as an int; raise the ValueError otherwise."""
-    expect(hasattr(value, "__index__") and not isinstance(value, bool), name, "an integer", value)
+    expect(hasattr(value, "__index__") and not isinstance(value, bool), name, expected, value)
     return operator.index(value)
 
 

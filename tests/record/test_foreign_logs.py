@@ -72,6 +72,7 @@ def test_the_newest_value_before_a_step_counts(tmp_path):
         ("log.csv", "", "got nothing"),
         ("log.csv", "step,loss\nx,1\n", "expected values at one step at least"),
         ("trainer_state.json", "[]", "expected a trainer_state.json"),
+        ("study.json", "{}", "with a log_history whose entries have a step"),
         ("trainer_state.json", "{", "expected a trainer_state.json"),
         ("trainer_state.json", '{"log_history": [{"loss": 1}]}', "expected a trainer_state.json"),
         ("trainer_state.json", '{"log_history": []}', "expected values at one step at least"),
