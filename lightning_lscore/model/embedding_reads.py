@@ -43,7 +43,7 @@ class EmbeddingReads:
         self.reads: list[Read] = []
         self.has_model = model is not None
         self._hooks: dict[int, Any] = {}
-        self._heard: set[int] = set()
+        self._heard: dict[int, nn.Module] = {}
         self._hear = unseen(_hear)
         begin_at_no(EmbeddingReads._note)
         compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
@@ -53,20 +53,29 @@ class EmbeddingReads:
                 self._hooks[id(part)] = hook
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_hear": _hear}  # what is hidden cannot be pickled
+        # What is hidden cannot be pickled, and a copy of the model keeps no other's embeddings.
+        return {**vars(self), "_hear": _hear, "_heard": {}}
 
     def _note(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            self._heard.add(id(part))
+            self._heard[id(part)] = part
             self._hear(self.reads, (*args, *kwargs.values()))
 
     def stop(self) -> None:
         """Listen no more to the embeddings that were heard."""
-        for part in self._heard & self._hooks.keys():
+        for part in self._heard.keys() & self._hooks.keys():
             self._hooks.pop(part).remove()
+
+    def listen_again(self) -> None:
+        """Forget what was heard, and listen to the same embeddings once more."""
+        self.reads = []
+        for key, part in self._heard.items():
+            if key not in self._hooks:
+                self._hooks[key] = part.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def close(self) -> None:
         """Listen no more at all."""
+        self._heard.clear()
         while self._hooks:
             self._hooks.popitem()[1].remove()
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .batch import find_tokens
 from .embedding_reads import EmbeddingReads
+from .leaves import follow
 from .loaders import batches_of, micro_batches
 from .pad_ids import pad_ids
 from .place import Measured, Place, in_words, structure
@@ -64,6 +65,7 @@ class TokenCounter:
         self._evidence = Evidence(EmbeddingReads(model), pad_ids(model, ignore_index))
         self._places: dict[Any, list[Place]] = {}  # by the structure of their batches
         self._looks_left, self._is_new = _LOOKS, False
+        self._reads_again = False  # until the next step is over
         self._said: list[str] = []
         self._tally = Tally()
         self._with_padding: dict[int, int] | None = None  # of a batch, where asked for
@@ -85,6 +87,8 @@ class TokenCounter:
     def add(self, batch: Any) -> None:
         """Count one batch."""
         self.batches += 1
+        if self._reads_again:
+            self._see_where_rows_are_cut(batch)
         if self._function is not None:
             tokens = find_tokens(batch)
             n = int(self._function(batch))
@@ -219,8 +223,29 @@ class TokenCounter:
                 self._tally.add(shape.numel(), shape, times)
             place.whole.clear()
 
+    def _see_where_rows_are_cut(self, batch: Any) -> None:
+        """Count from now on as much of each row as the step that is just over read."""
+        reads, self._reads_again = self._evidence.reads, False
+        reads.stop()
+        for place in self._places.get(structure(batch), ()):
+            ids = follow(place.path, batch)
+            index = (
+                reads.part_of(ids) if place.cuts_rows and isinstance(ids, torch.Tensor) else None
+            )
+            if index is not None and index != place.index:
+                self._settle(place)
+                place.index = index
+                if (measured := place.measure(batch)) is not None:
+                    self._say(f"from batch {self.batches:,} on {in_words([measured])}")
+
     def _look_again(self) -> None:
-        """Look for padding that the first batch had not, in the newest one."""
+        """Look for padding that the first batch had not, in the newest one.
+
+        Rows that a step cuts may be cut elsewhere in later ones, so the next one is listened to.
+        """
+        if any(place.cuts_rows for place in self._all_places()):
+            self._evidence.reads.listen_again()
+            self._reads_again = True
         for place in self._all_places():
             watched, place.latest = place.newest(), ()
             if place.padding is None and place.doubt is None and watched:

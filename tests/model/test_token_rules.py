@@ -258,6 +258,19 @@ def test_rows_that_a_step_cuts_where_the_longest_ends_count_whole_later(padding)
     assert counter.total == int(LENGTHS[4:].sum()) + N
 
 
+def test_a_cut_that_grows_is_noticed_where_the_total_is_read():
+    """As a validation does: the step after it is listened to."""
+    model, said = Reader(), []
+    counter = TokenCounter(model=model, tell=said.append)
+    for length in (4, 4, 8, T, T):
+        model(IDS[:, :length])
+        counter.add(IDS)
+        total = counter.total
+    assert total == B * (4 + 4 + 8 + T + T)
+    assert ["from batch 3 on" in words for words in said] == [False, True, True]
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
 def test_rows_that_a_step_cuts_to_a_length_of_its_own_stay_cut():
     model = Reader()
     counter = TokenCounter(model=model)
