@@ -32,9 +32,7 @@ def fit_of(labels: Tensor, tokens: Tensor, classes: int) -> Fit:
     length, after = labels.shape[1], tokens.shape[1] - labels.shape[1]
     tokens = nn.functional.pad(tokens.to(labels.device), (max(0, -after), 0), value=IGNORED)
     same, next_ = share(labels, tokens[:, :length]), share_of_next(labels, tokens)
-    # Where targets end in a token that the inputs lack, or inputs are noisy, some differ.
-    enough = 0.5 if classes >= FEWEST_WORDS else 0.9
-    if after <= 1 and next_ >= max(enough, same):
+    if after <= 1 and next_ >= max(enough(classes), same):
         return Fit.NEXT
     if after > 1 and classes >= FEWEST_WORDS and share(labels, tokens[:, after:]) == 1:
         return Fit.END
@@ -47,6 +45,14 @@ def share_of_next(labels: Tensor, tokens: Tensor) -> float:
     length, after = labels.shape[1], tokens.shape[1] - labels.shape[1]
     following = nn.functional.pad(tokens[:, 1 : length + 1], (0, max(0, 1 - after)), value=IGNORED)
     return share(labels, following.to(labels.device))
+
+
+def enough(classes: int) -> float:
+    """Return the share of labels that must equal tokens for them to be the same text.
+
+    Where targets end in a token that the inputs lack, or inputs are noisy, some differ.
+    """
+    return 0.5 if classes >= FEWEST_WORDS else 0.9  # half of few classes is equal by chance
 
 
 def share(labels: Tensor, tokens: Tensor) -> float:

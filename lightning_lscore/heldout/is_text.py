@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model.leaves import is_integer, leaves
 from ..model.padding import is_binary
 from ..model.sharded import whole
-from .fit import fit_of, share
+from .fit import enough, fit_of, share
 from .loss_call import IGNORED
 from .nothing_found import FEWEST_WORDS, NoLanguageModel, refuse_classes
 
@@ -45,7 +45,8 @@ class IsText:
         form = labels.shape[1:] if logits is None else logits.shape[1:]
         if form in self._known:
             return
-        answer = is_text(labels, read)
+        classes = FEWEST_WORDS if logits is None else logits.shape[-1]
+        answer = is_text(labels, read, classes)
         if not answer and logits is not None:
             refuse_classes(logits, [tokens for tokens in looked_up if tokens.ndim == 2])
         if answer is False and not guessed and not self.doubts:
@@ -85,7 +86,7 @@ def _is_same(one: Tensor, labels: Tensor) -> bool:
     )
 
 
-def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:
+def is_text(labels: Tensor, read: Sequence[Tensor | None], classes: int) -> bool | None:
     """Return whether labels [B, T'] are the tokens that were read, in place or the ones after.
 
     None: nothing was read that could be compared, or no label counts. Waits for the device.
@@ -93,11 +94,19 @@ def is_text(labels: Tensor, read: Sequence[Tensor | None]) -> bool | None:
     if labels.ndim != 2 or not bool((labels != IGNORED).any()):
         return None
     tokens = [t for t in read if t is not None and t.ndim == 2 and len(t) == len(labels)]
-    answers = [_continue(labels, each.to(labels.device)) for each in tokens]
+    labels = _telling(labels)
+    answers = [_continue(labels, each.to(labels.device), classes) for each in tokens]
     return any(answers) if answers else None
 
 
-def _continue(labels: Tensor, tokens: Tensor) -> bool:
+def _telling(labels: Tensor) -> Tensor:
+    """Return labels without the commonest: the id of padding and a tag of nothing are both 0."""
+    commonest = labels[labels != IGNORED].mode().values
+    others = labels.masked_fill(labels == commonest, IGNORED)
+    return others if bool((others != IGNORED).any()) else labels
+
+
+def _continue(labels: Tensor, tokens: Tensor, classes: int) -> bool:
     length = labels.shape[1]
-    in_place = tokens.shape[1] >= length and share(labels, tokens[:, :length]) >= 0.5
-    return in_place or bool(fit_of(labels, tokens, FEWEST_WORDS))
+    in_place = tokens.shape[1] >= length and share(labels, tokens[:, :length]) >= enough(classes)
+    return in_place or bool(fit_of(labels, tokens, classes))
