@@ -39,6 +39,7 @@ class Place:
     """Those of the newest batch."""
     whole: dict[torch.Size, int] = field(default_factory=dict)
     """Batches without padding, by the shape of what is read."""
+    _read_shapes: dict[torch.Size, torch.Size] = field(default_factory=dict, repr=False)
 
     def measure(self, batch: Any) -> Measured | None:
         """Measure a batch; None if it has not the structure. Waits for no device."""
@@ -50,7 +51,7 @@ class Place:
             return Measured(self, torch.Size([rows, n // max(1, rows)]), n)  # of mean length
         if self.padding is None:
             if self.watched:
-                self.latest = [follow(leaf.path, batch) for leaf in self.watched]
+                self.latest = [ids, *(follow(leaf.path, batch) for leaf in self.watched[1:])]
             return Measured(self, self.read_shape(ids.shape), None)
         n_real = self.padding.count(batch, ids, self.index)
         return None if n_real is None else Measured(self, self.read_shape(ids.shape), n_real)
@@ -59,6 +60,12 @@ class Place:
         """Return the shape [..., T] of what the model reads of ids of a shape."""
         if self.index is WHOLE:
             return shape
+        read = self._read_shapes.get(shape)
+        if read is None:  # to make one takes every step a microsecond
+            read = self._read_shapes[shape] = self._read_shape(shape)
+        return read
+
+    def _read_shape(self, shape: torch.Size) -> torch.Size:
         if self.index is ALL_BUT_LAST_ROW:
             return torch.Size([*shape[1:], shape[0] - 1])
         _, part = self.index
