@@ -223,13 +223,19 @@ def run_of_id(tokens: Leaf, pad: int, words: str, ends_texts: bool) -> Run | Non
 
 
 def doubtful_run(ids: Tensor) -> int | None:
-    """Return the id that at least two rows end with, three times or more, as padding would."""
+    """Return the id that at least two rows end with, three times or more, and that is in no text.
+
+    Padding would look so. An id that stands between others too is a token: a space, for example.
+    """
     if ids.ndim < 2 or ids.shape[-1] < 4:
         return None
     final = ids[..., -1]
     n = reach(ids != final[..., None])
     ends = final[(n > 0) & (ids.shape[-1] - n >= 3)]
-    return int(ends[0]) if ends.numel() > 1 and _alike(ends) else None
+    if ends.numel() < 2 or not _alike(ends):
+        return None
+    within = torch.arange(ids.shape[-1], device=ids.device) < n[..., None]
+    return None if bool((within & (ids == ends[0])).any()) else int(ends[0])
 
 
 def _alike(values: Tensor) -> bool:

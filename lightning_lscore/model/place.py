@@ -39,7 +39,9 @@ class Place:
     """Those of the newest batch."""
     whole: dict[torch.Size, int] = field(default_factory=dict)
     """Batches without padding, by the shape of what is read."""
-    _read_shapes: dict[torch.Size, torch.Size] = field(default_factory=dict, repr=False)
+    _cut: Any = None
+    """The index that the shapes below belong to."""
+    _read_shapes: dict[torch.Size, torch.Size] = field(default_factory=dict)
 
     def measure(self, batch: Any) -> Measured | None:
         """Measure a batch; None if it has not the structure. Waits for no device."""
@@ -60,6 +62,8 @@ class Place:
         """Return the shape [..., T] of what the model reads of ids of a shape."""
         if self.index is WHOLE:
             return shape
+        if self._cut is not self.index:
+            self._cut, self._read_shapes = self.index, {}
         read = self._read_shapes.get(shape)
         if read is None:  # to make one takes every step a microsecond
             read = self._read_shapes[shape] = self._read_shape(shape)
