@@ -42,13 +42,14 @@ class EnvironmentLScore(LScore):
         self._state_key = self._key_of_its_own = f"{self._common_key} of LSCORE, {id(self)}"
         self._failure: Exception | None = None  # of this process, which others do not know of yet
         self._said: set[str] = set()
+        self._unsaid: list[str] = []  # warnings until it is known that this is a language model
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         every = [c for c in trainer.callbacks if isinstance(c, LScore)]
         others = [c for c in every if not isinstance(c, EnvironmentLScore)]
         self.stays_out = [*others, *every][0] is not self
         self._state_key = self._key_of_its_own if self.stays_out else self._common_key
-        self._failure = None
+        self._failure, self._unsaid = None, []
         self._run(LScore.setup, trainer, pl_module, stage)
 
     def on_train_batch_start(
@@ -72,6 +73,9 @@ class EnvironmentLScore(LScore):
             self._try(context.close)
 
     def _warn(self, message: str) -> None:
+        if not self._capture.source:
+            self._unsaid.append(message)
+            return
         try:
             super()._warn(message)
         except Warning:  # a filter makes errors of them, on one process perhaps
@@ -82,7 +86,10 @@ class EnvironmentLScore(LScore):
             return None
         if self._failure is not None and hook.__name__ in _OF_A_BATCH:
             return None
-        return self._try(functools.partial(hook, self, *args, **kwargs))
+        result = self._try(functools.partial(hook, self, *args, **kwargs))
+        while self._unsaid and self._capture.source and not self.stays_out:
+            self._warn(self._unsaid.pop(0))
+        return result
 
     def _try(self, function: Callable[[], Any]) -> Any:
         try:
@@ -105,7 +112,8 @@ class EnvironmentLScore(LScore):
     def _say_why(self, error: Exception) -> None:
         what = f"met an error ({type(error).__name__}: {error})"
         if isinstance(error, NoLanguageModel):
-            why = str(error).partition(". ")[2].partition(" Four ways out")[0]
+            first, _, others = str(error).partition(". ")
+            why = others.partition(" Four ways out")[0] if "found no logits" in first else first
             what = f"found no language model in this training ({why.rstrip('.')})"
         elif isinstance(error, processes.OthersFailed):
             what = "found no language model in this training, or failed, on another process"

@@ -262,6 +262,28 @@ def test_of_two_in_one_list_of_callbacks_the_first_works(trainer, tmp_path):
     assert len(read_records(tmp_path)) == 2
 
 
+def test_why_it_is_no_language_model_is_all_that_is_said_of_one_that_is_resumed(
+    trainer, messages, tmp_path, recwarn
+):
+    model = UNRELATED["classifier that returns its logits"]()
+    save = ModelCheckpoint(tmp_path, filename="end")
+    data = model.data(), model.data()
+    trainer(save, max_epochs=1).fit(model, *data)
+    t = trainer(EnvironmentLScore(), save, max_epochs=2)
+    t.fit(model, *data, ckpt_path=tmp_path / "end.ckpt")
+    (message,) = messages()
+    assert "expected logits [batch, time, vocabulary]" in message
+    assert [str(w.message) for w in recwarn if "LScore" in str(w.message)] == []
+
+
+def test_doubts_about_a_language_model_are_said_once_it_is_known_to_be_one(trainer, tmp_path):
+    save, data = ModelCheckpoint(tmp_path, filename="end"), (loader(16), loader(4))
+    trainer(save, max_epochs=1).fit(PlainLM(), *data)
+    t = trainer(EnvironmentLScore(), save, max_epochs=2)
+    with pytest.warns(UserWarning, match="was not part of the run before step 4"):
+        t.fit(PlainLM(), *data, ckpt_path=tmp_path / "end.ckpt")
+
+
 def test_another_training_of_the_same_callback_is_looked_at_anew(trainer, messages):
     lscore, model = EnvironmentLScore(), UNRELATED["regression"]()
     trainer(lscore).fit(model, model.data(), model.data())

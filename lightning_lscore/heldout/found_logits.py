@@ -35,10 +35,10 @@ def hand_on_found(step: Step, found: Found, loss: Any, losses: LossCalls, known:
     known_loss = loss if values.ndim else None
     shift = known.alignment.of_found(values, labels, read, call, calls, known_loss)
     if values.ndim and not known.declared:
-        if not (losses.read or call or losses.hears_less):
-            check_words_are_read(found.labels, step.batch)
         guessed = known.alignment.guessed
         known.is_text.check(known.canonical(labels), read, values, losses.read, guessed)
+        if not (losses.read or call or losses.hears_less):
+            check_words_are_read(found.labels, step.batch)
     labels = known.shifted(labels, shift.shifted)
     if stated := shift.stated and len(calls) == 1:
         labels = known.ignored.as_stated(labels, calls[0])
