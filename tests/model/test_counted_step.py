@@ -222,6 +222,19 @@ def test_an_operator_of_others_is_named():
     assert model.convention.endswith("what lscore_test.attend may multiply is not counted")
 
 
+@pytest.mark.parametrize("where", ["dims_of", "CountedStep.add"])
+def test_what_goes_wrong_in_counting_does_not_reach_the_step(where, monkeypatch):
+    def fails(*args):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(f"lightning_lscore.model.counted_step.{where}", fails)
+    with CountedStep() as step:
+        product = torch.ones(2, 3) @ torch.ones(3, 4)
+    assert (product.sum(), step.flops) == (24, 0)
+    model = step.flops_model({1: 2}, FlopsModel(per_token=1, convention="estimated"))
+    assert model.convention.startswith("estimated (a counted step showed no product")
+
+
 def test_a_module_is_compiled_though_its_first_call_is_counted():
     """Under a mode of another kind torch.compile gives a function up for good."""
     graphs = []

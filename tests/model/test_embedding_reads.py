@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -49,11 +50,12 @@ def test_a_compiled_model_is_compiled_once():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_a_copy_of_the_model_keeps_no_growing_list():
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_the_model_keeps_no_growing_list(copied):
     """Nobody removes the hooks of a copy, made for a moving average of the weights for example."""
     model = nn.Sequential(nn.Embedding(12, 2))
     reads = EmbeddingReads(model)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     for _ in range(300):
         twin(IDS)
     assert reads.reads == []
@@ -69,3 +71,13 @@ def test_ids_by_name_are_heard_and_what_cannot_be_understood_is_not():
     with pytest.raises(TypeError):
         model("text")
     assert len(reads.reads) == 1
+
+
+def test_what_goes_wrong_in_listening_does_not_reach_the_step(monkeypatch):
+    def fails(*args):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr("lightning_lscore.model.embedding_reads.addresses", fails)
+    model = nn.Embedding(12, 2)
+    reads = EmbeddingReads(model)
+    assert (model(IDS).shape, reads.reads) == ((*IDS.shape, 2), [])
