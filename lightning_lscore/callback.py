@@ -212,25 +212,12 @@ class LScore(Callback):
             self.tracker = Tracker(pl_module, warn=self._warn, tell=rank_zero_info, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tracker, before = self._tracker, self._fitted.get(trainer)
-        if trainer.global_step and not tracker.is_restored and before is not None:
-            tracker.load_state_dict(before.state_dict())
-        elif trainer.global_step and not tracker.is_restored:
-            tracker.warn_once(
-                f"was not part of the run before step {trainer.global_step}: what was spent until "
-                "then is in none of its measures, and L charges too little."
-            )
-        self._fitted[trainer] = tracker
-        if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
-            tracker.directory = None
-        elif tracker.directory is None and trainer.is_global_zero:
-            tracker.directory = _own_folder(trainer, tracker.run)
+        tracker = self._tracker
+        self._go_on(trainer)
+        self._choose_folder(trainer)
         self._told_formula = ""
         self._logged.avoid(trainer)
-        # Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
-        # EarlyStopping then looks for a value that nothing has logged.
-        for key, value in tracker.logged.items():
-            trainer.callback_metrics[self.name_of(key)] = torch.tensor(value, dtype=torch.float64)
+        self._publish_again(trainer)
         rate = learning_rate(trainer, 0, 0)
         tracker.plan = replace(plan_of(trainer, starting=True), learning_rate=rate)
         tracker.precision = str(trainer.precision)
@@ -242,14 +229,7 @@ class LScore(Callback):
             loaders=trainer.train_dataloader,
         )
         tracker.resume()
-        # The edges of a validation are those of its loop: what other callbacks and the module do
-        # there is no training either. A checkpoint takes the devices' time wherever it is saved.
-        validation = StandIn.of(trainer.fit_loop.epoch_loop.val_loop, "run")
-        saving = StandIn.of(trainer, "save_checkpoint")
-        self._stand_ins = [
-            validation.join(partial(self._around, tracker.standstill)),
-            saving.join(partial(self._around, tracker.occupied)),
-        ]
+        self._stand_at_the_edges(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -337,22 +317,13 @@ class LScore(Callback):
         self._capture.end_batch(pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tracker, source = self._tracker, self._capture.source
+        tracker = self._tracker
         tracker.assume("labels", self._capture.assumption)
         for doubt in self._capture.doubts:
             tracker.warn_once(doubt)
         if trainer.sanity_checking:
             return
-        source = source or "by the other ranks, since this one had no held-out data"
-        if tracker.is_training:
-            plan, before = plan_of(trainer), tracker.plan.learning_rate
-            rate = learning_rate(trainer, tracker.batches, plan.end(tracker.batches), before)
-            tracker.plan = replace(plan, learning_rate=rate)
-            tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
-            values = tracker.logged
-            self._tell_loggers(trainer)
-        else:
-            values = tracker.evaluate(source)
+        values = self._score(trainer)
         if not trainer.barebones:  # where Lightning logs nothing
             self._logged.log(trainer, pl_module, values)
         if not values[f"{self.prefix}lscore/validation_tokens"]:
@@ -401,6 +372,63 @@ class LScore(Callback):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._know_no_trainer()
+
+    # ------------------------------------------------------------------ what the hooks do
+
+    def _go_on(self, trainer: Trainer) -> None:
+        """Go on with the Trainer's run, if this fit does not begin one."""
+        tracker, before = self._tracker, self._fitted.get(trainer)
+        self._fitted[trainer] = tracker
+        if not trainer.global_step or tracker.is_restored:
+            return
+        if before is not None:
+            tracker.load_state_dict(before.state_dict())
+            return
+        tracker.warn_once(
+            f"was not part of the run before step {trainer.global_step}: what was spent until then "
+            "is in none of its measures, and L charges too little."
+        )
+
+    def _choose_folder(self, trainer: Trainer) -> None:
+        tracker = self._tracker
+        if trainer.fast_dev_run or trainer.barebones:  # type: ignore[attr-defined]
+            tracker.directory = None
+        elif tracker.directory is None and trainer.is_global_zero:
+            tracker.directory = _own_folder(trainer, tracker.run)
+
+    def _publish_again(self, trainer: Trainer) -> None:
+        """Publish what the last validation logged, as it was restored.
+
+        Lightning skips the validation of an epoch whose last batch is in the checkpoint, and
+        EarlyStopping then looks for a value that nothing has logged.
+        """
+        for key, value in self._tracker.logged.items():
+            trainer.callback_metrics[self.name_of(key)] = torch.tensor(value, dtype=torch.float64)
+
+    def _stand_at_the_edges(self, trainer: Trainer) -> None:
+        """Let time follow the loops: a validation lasts as long as its own, whoever works there.
+
+        A checkpoint takes the devices' time wherever it is saved.
+        """
+        validation = StandIn.of(trainer.fit_loop.epoch_loop.val_loop, "run")
+        saving = StandIn.of(trainer, "save_checkpoint")
+        self._stand_ins = [
+            validation.join(partial(self._around, self._tracker.standstill)),
+            saving.join(partial(self._around, self._tracker.occupied)),
+        ]
+
+    def _score(self, trainer: Trainer) -> dict[str, float]:
+        """Score a fit, or evaluate without one; return what to log."""
+        tracker, source = self._tracker, self._capture.source
+        source = source or "by the other ranks, since this one had no held-out data"
+        if not tracker.is_training:
+            return tracker.evaluate(source)
+        plan, before = plan_of(trainer), tracker.plan.learning_rate
+        rate = learning_rate(trainer, tracker.batches, plan.end(tracker.batches), before)
+        tracker.plan = replace(plan, learning_rate=rate)
+        tracker.score(step=trainer.global_step, epoch=trainer.current_epoch, source=source)
+        self._tell_loggers(trainer)
+        return tracker.logged
 
     # ------------------------------------------------------------------ small things
 
