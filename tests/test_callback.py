@@ -1302,3 +1302,20 @@ def test_what_is_forecast_or_written_ends_nothing_whatever_it_raises(trainer, mo
         trainer(lscore, max_epochs=1, val_check_interval=2).fit(PlainLM(), loader(16), loader(4))
     assert len([w for w in caught if "gives up its " in str(w.message)]) == 2
     assert lscore.last_record.L > 0
+
+
+class Lazy(PlainLM):
+    """Makes its weights in the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.LazyLinear(VOCABULARY)
+
+
+def test_parameters_that_a_lazy_module_has_not_made_yet_end_no_fit(trainer):
+    """They count once they are there."""
+    lscore, module = LScore(), Lazy()
+    trainer(lscore).fit(module, loader(16), loader(4))
+    assert lscore.last_record.measurements.total_parameters == sum(
+        p.numel() for p in module.parameters()
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..equation.evidence import OccupiedDevice
 from .measured_peak import measured_peak
@@ -98,7 +99,8 @@ def compute_dtype(precision: str, module: nn.Module, root: torch.device) -> str:
     sizes = Counter[torch.dtype]()
     for parameter in module.parameters():
         if parameter.dtype.is_floating_point:  # packed weights are unpacked for a product
-            sizes[parameter.dtype] += parameter.numel()
+            # Lazy modules make theirs in the first step.
+            sizes[parameter.dtype] += 0 if is_lazy(parameter) else parameter.numel()
     dtype = str(max(sizes, key=lambda d: sizes[d], default=torch.float32)).removeprefix("torch.")
     tf32 = root.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if dtype == "float32" and tf32 else dtype

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .packed import packed
 
@@ -40,10 +41,11 @@ def weights(module: nn.Module) -> list[tuple[Tensor, int]]:
     ``parameters()`` already yields tied parameters once, and a DTensor's ``numel`` is that of the
     whole tensor. DeepSpeed's ZeRO-3 leaves empty tensors with their real size in ``ds_numel``.
     FSDP1 leaves local shards, and keeps the original shapes beside the flat parameter. Packed
-    weights count as what they stand for, those in buffers too.
+    weights count as what they stand for, those in buffers too. A parameter that a lazy module has
+    not made yet counts as 0.
     """
     found: dict[int, tuple[Tensor, int]]
-    found = {id(p): (p, int(getattr(p, "ds_numel", p.numel()))) for p in module.parameters()}
+    found = {id(p): (p, _elements(p)) for p in module.parameters()}
     for part in module.modules():
         for tensor, n in packed(part):
             if n is not None:
@@ -64,3 +66,9 @@ def weights(module: nn.Module) -> list[tuple[Tensor, int]]:
 def sizes(module: nn.Module) -> dict[int, int]:
     """Return the number of elements of each of the :func:`weights`, by its id."""
     return {id(weight): n for weight, n in weights(module)}
+
+
+def _elements(parameter: Tensor) -> int:
+    if is_lazy(parameter):
+        return 0
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
