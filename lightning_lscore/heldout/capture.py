@@ -46,6 +46,11 @@ from .ways import LogitsAndLabels
 
 __all__ = ["Capture", "ChooseLoss"]
 
+_SEVERAL = (
+    "scores what a model was called with, and no label or loss says that it is text to be learnt: "
+    "the step calls it with several texts, as with preferred and rejected answers. Say what counts "
+    "with LScore(logits_and_labels=function)."
+)
 _SKIPPED = (
     "left out batches for which validation_step returned None, after it had computed no loss and "
     "read no token."
@@ -87,7 +92,7 @@ class Capture:
         self._mesh: Any = None
         self._step: Step | None = None
         self._sources: set[str] = set()
-        self._skipped = False  # a batch, with which the step did nothing
+        self._said: set[str] = set()  # doubts about whole steps
         self._told: list[str] = []  # how many labels of each source counted in its first batch
 
     @property
@@ -100,7 +105,7 @@ class Capture:
         """Sentences about evidence that contradicts itself, or leaves something open."""
         labels = self._labels
         doubtful = (labels.alignment, self._own_loss, labels.ignored, labels.is_text)
-        return [doubt for one in doubtful for doubt in one.doubts] + [_SKIPPED] * self._skipped
+        return [doubt for one in doubtful for doubt in one.doubts] + sorted(self._said)
 
     @property
     def assumption(self) -> str:
@@ -168,6 +173,8 @@ class Capture:
             self._errors.throw()
             if step.labelled is None:
                 self._find(step, module, outputs, batch)
+                if step.of_several and self.source.startswith("forward of"):
+                    self._said.add(_SEVERAL)
         finally:
             self._losses.forget()
         if self.source not in self._sources and (counted := step.counted()):
@@ -187,7 +194,8 @@ class Capture:
         if self._losses.heard and not self._losses.any_counted():
             return True  # as where all labels of a batch are those of prompts
         skips = bool(self.source) and outputs is None and not self._losses.any_heard
-        self._skipped |= skips
+        if skips:
+            self._said.add(_SKIPPED)
         return skips
 
     def _after_teacher(self, call: Call) -> None:

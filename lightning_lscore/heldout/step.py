@@ -34,6 +34,8 @@ class Step:
     """A call without labels."""
     parts: int = 0
     """Calls without labels that got other tokens than the batch's."""
+    of_several: bool = False
+    """Whether calls without labels read several texts."""
     refused: str = ""
     """Why a call with labels was not used."""
     labels: list[Tensor] = field(default_factory=list)
@@ -48,6 +50,12 @@ class Step:
         expected = find_tokens(self.batch)
         fits = expected is not None and expected.shape == call.tokens.shape
         self.parts += not fits
+        before = None if self.call is None else self.call.tokens
+        if before is not None:
+            same = before.shape == call.tokens.shape and bool((before == call.tokens).all())
+            self.of_several |= not same
+        elif expected is not None and expected.ndim > 1:
+            self.of_several = len(call.tokens) > len(expected)
         if fits or self.call is None:
             self.call = call
 

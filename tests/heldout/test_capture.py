@@ -565,6 +565,22 @@ def test_parts_of_a_batch_without_labels_are_not_taken_for_the_whole():
         captured(None, batch, model, halves)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_model_that_is_called_with_several_texts_and_no_label_is_doubted(together):
+    """As where answers are preferred or rejected by their log-probabilities."""
+    model, capture = tiny_llama().eval(), Capture()
+    (chosen,), (rejected,) = loader(4), loader(4, seed=1)
+    batch = {"chosen_input_ids": chosen["input_ids"], "rejected_input_ids": rejected["input_ids"]}
+    capture.attach(model)
+    capture.start_batch(batch, Perplexity(-100))
+    for ids in [torch.cat([*batch.values()])] if together else batch.values():
+        model(ids)
+    capture.end_batch(model, torch.tensor(0.5), batch)
+    capture.detach()
+    (doubt,) = capture.doubts
+    assert "with several texts" in doubt
+
+
 def test_a_batch_that_is_read_twice_counts_once():
     model = tiny_llama().eval()
     (batch,) = loader(4)
