@@ -361,8 +361,13 @@ class LScore(Callback):
             ValueError: if it is not a state that LScore saves.
         """
         if self._stage == "fit" and not self._tracker.is_training:
+            names = state_dict.get("names", {})
+            fits = isinstance(names, dict) and all(
+                isinstance(n, str) for x in names.items() for n in x
+            )
+            expect(fits, "names in the state of LScore", "a dictionary of strings", names)
             self._tracker.load_state_dict(state_dict)
-            self._logged.names.moved.update(state_dict.get("names", {}))
+            self._logged.names.moved.update(names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without the fit under way: its Trainer, its data, its model."""

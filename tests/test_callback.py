@@ -1319,3 +1319,26 @@ def test_parameters_that_a_lazy_module_has_not_made_yet_end_no_fit(trainer):
     assert lscore.last_record.measurements.total_parameters == sum(
         p.numel() for p in module.parameters()
     )
+
+
+def test_bytes_that_cannot_be_counted_cost_a_warning_and_their_measures(trainer):
+    """Training goes on, and all else is logged."""
+
+    def count(ids):
+        raise KeyError("no such token")
+
+    lscore = LScore(count_bytes=count)
+    with pytest.warns(UserWarning, match="gives up counting bytes .*no such token"):
+        trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+    m = lscore.last_record.measurements
+    assert m.bits_per_byte is None
+    assert m.perplexity is not None
+
+
+def test_names_in_a_state_that_was_tampered_with_are_a_value_error(trainer):
+    lscore = LScore()
+    trainer(lscore).fit(PlainLM(), loader(8), loader(4))
+    state = lscore.state_dict()
+    for bad in ([], {"L": 1}, "L", {1: "L"}):
+        with pytest.raises(ValueError, match="names in the state of LScore: expected a dictionary"):
+            lscore.load_state_dict({**state, "names": bad})

@@ -32,11 +32,12 @@ class Evaluation:
     ) -> Evaluation:
         """Add up ``HeldOut.numbers()`` of each loader of each rank."""
         loaders = [list(zip(*parts, strict=True)) for parts in zip(*ranks, strict=True)]
+        known = not any(math.isnan(b) for _, _, each, *_ in loaders for b in each)
         return cls(
             nll_sums=tuple(math.fsum(nll) for nll, *_ in loaders),
             tokens=tuple(int(sum(tokens)) for _, tokens, *_ in loaders),
             source=source,
-            bytes=tuple(int(sum(b)) for _, _, b, *_ in loaders) if with_bytes else None,
+            bytes=tuple(int(sum(b)) for _, _, b, *_ in loaders) if with_bytes and known else None,
             fingerprints=tuple(f"{int(sum(mark)) & BITS:010x}" for *_, mark, _ in loaders),
             longest=tuple(int(max(longest)) for *_, longest in loaders),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,9 @@ class HeldOut:
         self._perplexity = perplexity.to(device)
         self._ignore_index = ignore_index
         self._count_bytes = count_bytes
-        self._bytes = 0
+        self._bytes: float = 0
+        self.bytes_error: Exception | None = None
+        """What ``count_bytes`` raised, after which bytes are unknown."""
         self._fingerprint: Tensor | None = None
         self._longest: Tensor | None = None
 
@@ -76,8 +79,11 @@ class HeldOut:
         # Sums stay on the device, and the host does not wait for it.
         self._fingerprint = mark if self._fingerprint is None else self._fingerprint + mark
         self._longest = longest if self._longest is None else self._longest.maximum(longest)
-        if self._count_bytes is not None:
-            self._bytes += int(self._count_bytes(labels[counted]))
+        if self._count_bytes is not None and self.bytes_error is None:
+            try:
+                self._bytes += int(self._count_bytes(labels[counted]))
+            except Exception as error:  # bits per byte are an extra: they end no validation
+                self.bytes_error, self._bytes = error, math.nan
 
     def numbers(self) -> list[float]:
         """Return the sums so far; waits for the device.

@@ -42,6 +42,7 @@ class Context:
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.run = _word(data["run"])
         """Of the run that the validations belong to."""
+        _word(data["formula_id"])  # for other readers: the formula tells it
         self._formula = dict(data["formula"])
         self._versions = {_word(k): _word(v) for k, v in data["versions"].items()}
         self._assumptions = {_word(k): _word(v) for k, v in data["assumptions"].items()}

@@ -76,6 +76,7 @@ def split(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     numbers: list[int] = []
     context: dict[str, Any] = {
         "run": record.run,
+        "formula_id": record.formula_id,
         "formula": dict(record.formula),
         "versions": dict(record.versions),
         "assumptions": dict(record.assumptions),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..equation.evidence import DeviceUse, EvaluationSet, OccupiedDevice
+from ..equation.formula_json import id_of
 from ..equation.learning_rate import LearningRate
 from ..equation.measurements import Measurements
 from ..equation.measures import MEASURES
@@ -84,6 +85,11 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record(run={self.run!r}, step={self.step}, {repr(self.score)[6:-1]}, ...)"
+
+    @property
+    def formula_id(self) -> str:
+        """That of :attr:`formula`, equal for formulas that give every run the same L."""
+        return id_of(self.formula)
 
     @property
     def L(self) -> float | None:

@@ -547,6 +547,8 @@ class Tracker:
         def say() -> dict[str, list[float]]:
             nonlocal own, mine
             said = {name: h.numbers() for name, h in held_out.items()}
+            for error in {repr(h.bytes_error) for h in held_out.values() if h.bytes_error}:
+                self.warn_once(f"gives up counting bytes ({error}); training goes on without them.")
             if segment is not None:
                 own, mine = values_of(self._options.measures, self._extras), segment.spending()
                 to_come = math.nan if self.plan.to_come is None else self.plan.to_come

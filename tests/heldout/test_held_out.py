@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from lightning_lscore.heldout.evaluation import Evaluation
 from lightning_lscore.heldout.held_out import HeldOut
 
 CPU = torch.device("cpu")
@@ -99,3 +100,23 @@ def test_taking_in_a_batch_does_not_wait_for_a_gpu():
         held_out.update(torch.zeros(2, 64, 500, device="meta"), labels)
     with pytest.raises(RuntimeError, match="meta"):
         held_out.numbers()
+
+
+def test_a_function_of_bytes_that_raises_leaves_the_rest_as_it_is():
+    """Bits per byte are an extra: their sum is unknown from then on, and nothing else."""
+    calls = []
+
+    def count(ids):
+        calls.append(len(ids))
+        raise KeyError("no such token")
+
+    held_out = HeldOut(-100, torch.device("cpu"), count)
+    for _ in range(2):
+        held_out.update(torch.zeros(1, 3, 8), torch.tensor([[1, 2, -100]]))
+    nll, tokens, bytes_, _, _ = held_out.numbers()
+    assert (round(nll, 6), tokens) == (round(4 * math.log(8), 6), 4)
+    assert math.isnan(bytes_)
+    assert calls == [2]
+    evaluation = Evaluation.over_ranks([[held_out.numbers()]], "a test", with_bytes=True)
+    assert evaluation.bytes is None
+    assert evaluation.bits_per_byte is None

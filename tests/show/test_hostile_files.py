@@ -25,6 +25,11 @@ VALUES = [
     [], [[]], {}, [None], [1, "a"], {"a": 1}, [[[[[[1]]]]]], "2020-01-01", "tokens", "perplexity",
 ]  # fmt: skip
 
+HISTORY = {
+    "max_steps": 100, "total_flos": 1e12, "log_history": [
+        {"step": 10 * i, "eval_loss": 3.0 - i / 10, "learning_rate": 0.1} for i in range(1, 6)
+    ] + [{"step": 60, "train_runtime": 60.0, "total_flos": 1e12}],
+}  # fmt: skip
 CELLS = ["1e308", "5e-324", "nan", "-1", "0", "1e400", "1e7", "3", "", "x", "1e-9", "9" * 400]
 
 
@@ -105,10 +110,10 @@ def files(tmp_path):
     whole.mkdir()
     (whole / RECORD_FILE).write_text("".join(lines))
     (tmp_path / "spoiled").mkdir()
-    table = "parameters,tokens,loss\n" + "".join(
-        f"{n},{d},{2 + 50 * n**-0.25 + 50 * d**-0.25}\n"
-        for n in (1e7, 3e7, 1e8, 1e9)
-        for d in (1e9, 3e9, 1e10)
+    sizes = [(n, d) for n in (1e7, 3e7, 1e8, 1e9) for d in (1e9, 3e9, 1e10)]
+    table = "parameters,tokens,loss,step\n" + "".join(
+        f"{n},{d},{2 + 50 * n**-0.25 + 50 * d**-0.25},{step}\n"
+        for step, (n, d) in enumerate(sizes, 1)
     )
     return tmp_path, [json.loads(line) for line in lines], FORMULA.to_dict(), table
 
@@ -118,7 +123,8 @@ def spoiled_table(table, rng):
         return scrambled(table.encode(), rng)
     rows = [line.split(",") for line in table.splitlines()]
     for _ in range(rng.choice((1, 1, 2, 12))):
-        rng.choice(rows)[rng.randrange(3)] = rng.choice(CELLS)
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = rng.choice(CELLS)
     return "\n".join(map(",".join, rows)).encode()
 
 
@@ -143,6 +149,8 @@ COMMANDS = [
     ["compare", "{r}", "{w}"], ["compare", "{r}", "{w}", "--formula", "{f}"],
     ["show", "{r}"], ["show", "{r}", "{w}"], ["calibrate", "{r}", "{w}"], ["calibrate", "{t}"],
     ["explain", "{r}", "--ratio", "0.2"], ["calibrate", "{t}", "-o", "{o}"],
+    ["import", "{t}", "-o", "{n}", "--loss", "loss"],
+    ["import", "{s}", "-o", "{n}", "--parameters", "1e6"],
     ["report", "{r}", "-o", "{o}"], ["report", "{r}", "{w}", "-o", "{o}", "--formula", "{f}"],
 ]  # fmt: skip
 
@@ -152,8 +160,11 @@ def test_hostile_files_get_an_answer_or_one_line(seed, files, capsys):
     folder, lines, formula, table = files
     rng = random.Random(seed)
     names = {"r": folder / "spoiled", "w": folder / "whole", "f": folder / "f.json"}
-    names |= {"t": folder / "t.csv", "o": folder / "out"}
+    names |= {"t": folder / "t.csv", "o": folder / "out", "s": folder / "trainer_state.json"}
     for i in range(200):
+        names["n"] = folder / f"new{i}"
+        history = text_of(mutated(HISTORY, rng)).encode(errors="surrogatepass")
+        names["s"].write_bytes(scrambled(history, rng) if rng.random() < 0.2 else history)
         (names["r"] / RECORD_FILE).write_bytes(spoiled_record(lines, rng))
         of_formula = text_of(mutated(formula, rng)).encode(errors="surrogatepass")
         names["f"].write_bytes(scrambled(of_formula, rng) if rng.random() < 0.2 else of_formula)
