@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +115,7 @@ def test_an_interrupt_ends_the_part_and_leaves_the_page(gpu, page, tmp_path, mon
     def interrupt() -> None:
         while not (started.exists() and started.read_text()):
             pass
+        time.sleep(0.5)  # the process is started, but may not have been handed over yet
         os.kill(os.getpid(), how)
 
     threading.Thread(target=interrupt, daemon=True).start()

@@ -680,13 +680,16 @@ def test_a_budget_counts_across_resumes(trainer, tmp_path):
 
 
 def test_a_budget_by_the_clock_holds(trainer):
-    """The start of the first step, however long, is no measure of the next."""
+    """The start of the first step, however long, is no measure of the next.
+
+    A step that the machine holds up after the last look may pass it, so there is room for one.
+    """
     stopping = CostEarlyStopping(validations=99, budget={"cost": 1.0, "train_hours": 0.1 / 3600})
     lscore = LScore(BY_TOKENS, price_per_device_hour=1.0)
     t = trainer(stopping, lscore, max_epochs=10**6, val_check_interval=1.0)
     t.fit(PlainLM(), loader(16), loader(4))
     assert "(train_hours)" in stopping.stopping_reason_message
-    assert lscore.last_record.measurements.train_hours <= 0.1 / 3600
+    assert lscore.last_record.measurements.train_hours <= 2 * 0.1 / 3600
 
 
 def test_a_budget_that_no_step_fits_in_ends_after_the_first(trainer):
