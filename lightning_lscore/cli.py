@@ -387,6 +387,8 @@ def _doctor(options: argparse.Namespace) -> Iterator[str]:
     from .hardware.doctor import examine
     from .record.versions import versions
 
+    if not 0 <= options.seconds <= 3600:
+        raise ValueError(f"--seconds: expected a number from 0 to 3600, got {options.seconds:g}.")
     return examine(options.precision, options.seconds, versions=versions())
 
 
